@@ -1,0 +1,93 @@
+"""GETA: joint structured pruning and mixed-precision quantization-aware training (arXiv:2502.16638).
+
+Implements the constrained problem min f(x, d, q_m, t) with exactly K groups of parameters at zero and every bit width
+in [b_l, b_u], by the four stages of QASSO: warm-up, projection (PPSG), joint stage (forget rate gamma and step size d
+from the paper's rules), cool-down. All of it is in ``geta_core``; this file names its settings.
+
+Differs from the paper: activation ranges come from calibration batches, inputs that are never negative have an unsigned
+grid, and the gradient of d is scaled as in LSQ (arXiv:1902.08153) unless ``scale_step_gradient`` is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import nn
+
+import geta_core as geta
+from baselines.schema import Bounds
+from baselines.stages import Stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geta(Stages):
+    """Joint pruning and mixed-precision quantization."""
+
+    sparsity: float = 0.5
+    """Fraction of the prunable groups that are exactly zero at the end, 0 <= sparsity < 1."""
+    weight_bits: tuple[int, ...] | None = (4, 8)
+    """Range of the weights' bit widths that is promised at the end; null leaves the weights in floating point."""
+    activation_bits: tuple[int, ...] | None = None
+    """Range of the layer inputs' bit widths that is promised at the end; null leaves the inputs in floating point."""
+    initial_bits: int = 16
+    """Bit width at which every quantizer starts."""
+    per_channel: bool = False
+    """One quantizer per output channel of a weight instead of one per tensor."""
+    learn_exponent: bool = True
+    """Whether the weights' exponent t is learned."""
+    learn_activation_exponent: bool = False
+    """Whether the inputs' exponent t is learned."""
+    heads: Literal["head", "head_dim"] = "head"
+    """Remove whole attention heads, or the same index inside every head."""
+    pin: tuple[str, ...] = ()
+    """Names of modules or parameters that are never pruned."""
+    divisible_by: int = 1
+    """Kept groups of a family are a multiple of this number."""
+    min_kept: int = 1
+    """Fewest groups that are kept in each family."""
+    prune_normalized: bool = False
+    """Also prune channels that enter a LayerNorm or RMSNorm reduction."""
+    recompute: bool = False
+    """Recompute quantized values in the backward pass: less memory, more time."""
+    lr_quant: Annotated[float, Bounds(0)] = 1e-4
+    """Learning rate of d, q_m and t."""
+    scale_step_gradient: bool = True
+    """Scale the gradient of d as LSQ does."""
+    eta: Annotated[float, Bounds(0, 1, above=True, below=True)] = 0.999
+    """Constant of the rules for gamma and d."""
+    zeta: Annotated[float, Bounds(0, 1, above=True, below=True)] = 0.9
+    """Constant of the rule for d (xi in the paper)."""
+
+    def __post_init__(self) -> None:
+        self.compression()
+
+    def compression(self) -> geta.CompressionConfig:
+        """Return the engine's configuration, checked."""
+        shared = {field.name for field in fields(geta.CompressionConfig)}
+        return geta.CompressionConfig(**{name: getattr(self, name) for name in shared})
+
+    def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
+        """Find the groups and attach the quantizers."""
+        return geta.prepare(model, example_inputs, self.compression(), calibration=list(calibration))
+
+    def optimizer(
+        self, prepared: geta.Prepared, total_steps: int, optimizer_class: type[torch.optim.Optimizer], **keywords: Any
+    ) -> torch.optim.Optimizer:
+        """Return QASSO around the given class."""
+        return geta.QASSO(
+            prepared,
+            optimizer_class,
+            schedule=self.schedule(total_steps),
+            lr_quant=self.lr_quant,
+            scale_step_gradient=self.scale_step_gradient,
+            eta=self.eta,
+            zeta=self.zeta,
+            **keywords,
+        )
+
+    def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
+        """Remove the zero groups and fix the bit widths."""
+        return geta.finish(prepared)

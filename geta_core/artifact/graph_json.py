@@ -1,0 +1,211 @@
+"""A graph as JSON: operations by their registered aten names, nothing that could run code of the file's choosing."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
+
+from geta_core.errors import ArtifactError
+from geta_core.slim import modes
+
+NAMESPACES = ("aten", "geta")
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name: getattr(operator, name)
+    for name in (
+        "getitem",
+        "add",
+        "sub",
+        "mul",
+        "floordiv",
+        "truediv",
+        "mod",
+        "neg",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+    )
+} | {name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not")}
+MODES = {cls.__name__: cls for cls in modes.MODES.values()}
+_PLAIN = (bool, int, str)
+
+
+def encode(module: fx.GraphModule) -> dict[str, Any]:
+    """The graph of a switchable module as plain JSON data.
+
+    Raises:
+        ArtifactError: if an operation or argument has no plain form.
+    """
+    nodes = [_encode_node(module, node) for node in module.graph.nodes if not _is_guard(module, node)]
+    codegen = module.graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen):
+        raise ArtifactError("save: the graph has no calling convention; it must come from torch.export")
+    info = codegen.pytree_info
+    return {
+        "nodes": nodes,
+        "arguments": list(info.orig_args),
+        "in_spec": pytree.treespec_dumps(info.in_spec),
+        "out_spec": pytree.treespec_dumps(info.out_spec) if info.out_spec is not None else None,
+    }
+
+
+def _is_guard(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Checks that torch.export adds and no result depends on."""
+    if node.users or node.op not in ("call_module", "call_function"):
+        return False
+    if node.op == "call_module":
+        return not isinstance(module.get_submodule(str(node.target)), tuple(MODES.values()))
+    return not isinstance(node.target, torch._ops.OpOverload) or node.target.overloadpacket in (
+        torch.ops.aten._assert_scalar,
+        torch.ops.aten._assert_tensor_metadata,
+        torch.ops.aten.sym_constrain_range_for_size,
+    )
+
+
+def _encode_node(module: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
+    if node.op == "call_module":
+        target = {"mode": type(module.get_submodule(str(node.target))).__name__}
+        if target["mode"] not in MODES:
+            raise ArtifactError(f"save: {node.target} is a module that the artifact cannot hold")
+    elif node.op == "call_function":
+        target = _encode_function(node.target)
+    else:
+        target = {"target": str(node.target)}
+    return {"op": node.op, "name": node.name, **target, "args": _encode(node.args), "kwargs": _encode(node.kwargs)}
+
+
+def _encode_function(target: Any) -> dict[str, str]:
+    if isinstance(target, torch._ops.OpOverload) and target.namespace in NAMESPACES:
+        return {"operator": f"{target.namespace}.{target._opname}.{target._overloadname}"}
+    for name, function in FUNCTIONS.items():
+        if function is target:
+            return {"function": name}
+    raise ArtifactError(f"save: operation {target} cannot be stored; only {', '.join(NAMESPACES)} operators can")
+
+
+def _encode(value: Any) -> Any:
+    if value is None or isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"map": {str(key): _encode(item) for key, item in value.items()}}
+    for kind, table in _CONSTANTS.items():
+        for name, constant in table.items():
+            if constant is value:
+                return {kind: name}
+    if isinstance(value, torch.device):
+        return {"device": value.type}
+    raise ArtifactError(f"save: an argument of type {type(value).__name__} cannot be stored")
+
+
+_CONSTANTS: dict[str, dict[str, Any]] = {
+    "dtype": {n: v for n, v in vars(torch).items() if isinstance(v, torch.dtype)},
+    "layout": {n: v for n, v in vars(torch).items() if isinstance(v, torch.layout)},
+    "memory_format": {n: v for n, v in vars(torch).items() if isinstance(v, torch.memory_format)},
+}
+
+
+def decode(data: Mapping[str, Any], tensors: Mapping[str, Tensor | nn.Parameter]) -> fx.GraphModule:
+    """Build the module again.
+
+    Args:
+        data: what ``encode`` returned.
+        tensors: parameters and buffers by name.
+
+    Raises:
+        ArtifactError: if an operation is not one of the known operators.
+    """
+    graph, known = fx.Graph(), dict[str, fx.Node]()
+    root: dict[str, Any] = dict(tensors)
+    try:
+        for entry in data["nodes"]:
+            args = tuple(_decode(item, known) for item in entry["args"])
+            kwargs = {key: _decode(item, known) for key, item in entry["kwargs"]["map"].items()}
+            target = _decode_target(entry, root)
+            known[entry["name"]] = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
+        out_spec = data["out_spec"]
+        info = _PyTreeInfo(
+            [str(name) for name in data["arguments"]],
+            pytree.treespec_loads(data["in_spec"]),
+            pytree.treespec_loads(out_spec) if out_spec is not None else None,
+        )
+        graph.set_codegen(_PyTreeCodeGen(info))
+        _checked_names(data)
+        module = fx.GraphModule(root, graph)
+    except ArtifactError:
+        raise
+    except Exception as error:
+        raise ArtifactError(f"load: the manifest's graph is not valid ({type(error).__name__}: {error})") from error
+    modes.enable_modes(module)
+    return module
+
+
+def _checked_names(data: Mapping[str, Any]) -> None:
+    """Names become attributes and variables of generated code: they must be identifiers."""
+    for name in (*data["arguments"], *(entry["name"] for entry in data["nodes"])):
+        if not str(name).isidentifier():
+            raise ArtifactError(f"load: {name!r} is not a valid name in a graph")
+
+
+def _decode_target(entry: Mapping[str, Any], root: dict[str, Any]) -> Any:
+    if entry["op"] == "call_function":
+        return _decode_function(entry)
+    if entry["op"] == "call_module":
+        kind = MODES.get(entry["mode"])
+        if kind is None:
+            raise ArtifactError(f"load: unknown module {entry['mode']!r} in the graph")
+        name = f"_mode_{entry['name']}"
+        root[name] = kind()
+        return name
+    target = str(entry["target"])
+    if entry["op"] == "get_attr" and not all(part.isidentifier() or part.isdigit() for part in target.split(".")):
+        raise ArtifactError(f"load: {target!r} is not a valid tensor name")
+    return target
+
+
+def _decode_function(entry: Mapping[str, Any]) -> Any:
+    if "function" in entry:
+        if entry["function"] not in FUNCTIONS:
+            raise ArtifactError(f"load: unknown function {entry['function']!r} in the graph")
+        return FUNCTIONS[entry["function"]]
+    parts = str(entry["operator"]).split(".")
+    if len(parts) != 3 or parts[0] not in NAMESPACES:
+        raise ArtifactError(f"load: unknown operator {entry['operator']!r} in the graph")
+    packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
+    overload = getattr(packet, parts[2], None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
+    if not isinstance(overload, torch._ops.OpOverload):
+        raise ArtifactError(f"load: unknown operator {entry['operator']!r} in the graph")
+    return overload
+
+
+def _decode(value: Any, known: Mapping[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, known) for item in value]
+    if not isinstance(value, dict):
+        return value
+    (kind, content), *more = value.items()
+    if more:
+        raise ArtifactError("load: the manifest's graph is not valid")
+    if kind == "node":
+        return known[content]
+    if kind == "float":
+        return float(content)
+    if kind == "device":
+        return torch.device(content)
+    if kind == "map":
+        return {key: _decode(item, known) for key, item in content.items()}
+    return _CONSTANTS[kind][content]

@@ -1,0 +1,106 @@
+"""What the user asks of a compression: sparsity, bit ranges, policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from torch import nn
+
+from geta_core.errors import ConfigError
+
+LOWEST_BITS, HIGHEST_BITS = 2, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
+    """Targets and policy of one compression run; every fault is reported at once.
+
+    Raises:
+        ConfigError: naming each field that is out of its bounds.
+    """
+
+    sparsity: float = 0.5
+    """Fraction of the prunable groups that are exactly zero at the end, 0 <= sparsity < 1."""
+    weight_bits: tuple[int, int] | None = (4, 8)
+    """Range of the weights' bit widths that is promised at the end; None leaves the weights in floating point."""
+    activation_bits: tuple[int, int] | None = None
+    """Range of the layer inputs' bit widths that is promised at the end; None leaves the inputs in floating point."""
+    initial_bits: int = 16
+    """Bit width at which every quantizer starts, at least the upper ends of both ranges."""
+    per_channel: bool = False
+    """One (d, q_m, t) per output channel of a weight instead of one per tensor."""
+    learn_exponent: bool = True
+    """Whether the weights' exponent t is learned; otherwise it stays 1."""
+    learn_activation_exponent: bool = False
+    """Whether the inputs' exponent t is learned; otherwise it stays 1."""
+    heads: Literal["head", "head_dim"] = "head"
+    """Remove whole attention heads, or the same index inside every head."""
+    pin: tuple[nn.Module | str, ...] = ()
+    """Modules, or names of modules or parameters, that are never pruned."""
+    divisible_by: int = 1
+    """Kept groups of a family are a multiple of this number."""
+    min_kept: int = 1
+    """Fewest groups that are kept in each family."""
+    prune_normalized: bool = False
+    """Also prune channels that enter a LayerNorm or RMSNorm reduction; removal is then inexact, and flagged."""
+    recompute: bool = False
+    """Recompute quantized values in the backward pass instead of storing them: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
+        pin = self.pin if isinstance(self.pin, Sequence) and not isinstance(self.pin, str) else (self.pin,)
+        object.__setattr__(self, "pin", tuple(pin))
+        faults = [
+            *_sparsity_faults(self.sparsity),
+            *_range_faults("weight_bits", self.weight_bits, self.initial_bits),
+            *_range_faults("activation_bits", self.activation_bits, self.initial_bits),
+            *_count_faults(self),
+        ]
+        if self.heads not in ("head", "head_dim"):
+            faults.append(f"heads must be 'head' or 'head_dim', but got {self.heads!r}")
+        if faults:
+            raise ConfigError(faults)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _sparsity_faults(sparsity: object) -> list[str]:
+    if isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool) and 0 <= sparsity < 1:
+        return []
+    return [f"sparsity must be a number with 0 <= sparsity < 1, but got {sparsity!r}"]
+
+
+def _range_faults(name: str, value: object, initial: object) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, tuple) or len(value) != 2 or not all(_is_int(bits) for bits in value):
+        return [f"{name} must be two whole numbers (lowest, highest) or null, but got {value!r}"]
+    low, high = cast(tuple[int, int], value)
+    if low > high:
+        return [
+            f"{name}: the lowest must not exceed the highest, but got ({low}, {high}); did you mean ({high}, {low})?"
+        ]
+    if low < LOWEST_BITS or high > HIGHEST_BITS:
+        return [f"{name} must lie in [{LOWEST_BITS}, {HIGHEST_BITS}], but got ({low}, {high})"]
+    if _is_int(initial) and cast(int, initial) < high:
+        return [f"initial_bits must be at least the upper end of {name}, but got {initial} < {high}"]
+    return []
+
+
+def _count_faults(config: CompressionConfig) -> list[str]:
+    faults = []
+    for name in ("divisible_by", "min_kept"):
+        value = getattr(config, name)
+        if not _is_int(value) or value < 1:
+            faults.append(f"{name} must be a whole number >= 1, but got {value!r}")
+    bits = config.initial_bits
+    if not _is_int(bits) or not LOWEST_BITS <= bits <= HIGHEST_BITS:
+        faults.append(f"initial_bits must be a whole number in [{LOWEST_BITS}, {HIGHEST_BITS}], but got {bits!r}")
+    return faults

@@ -1,0 +1,278 @@
+"""From the trained model to the smaller one, with the proof that both compute the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geta_core.accounting import Layer, Measurement, measurement
+from geta_core.errors import PruningError, ScheduleError
+from geta_core.graph import ExampleInputs
+from geta_core.prepared import Prepared
+from geta_core.quantize import QuantSite, bake_
+from geta_core.slim.flips import flipped_share
+from geta_core.slim.graph_module import slim_graph
+from geta_core.slim.native import Change, apply_, slim_native
+from geta_core.slim.verify import TOLERANCE_64, Difference, as_double, difference
+
+TOLERANCE_32 = 1e-5
+"""Largest difference in float32 without activation quantizers, relative to the largest output (at least 1)."""
+LOWEST_BITS = 2
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight of the compressed model: whole numbers times ``step``.
+
+    ``step`` is 0-dim, or broadcasts along the channel axis.
+    """
+
+    bits: Tensor
+    step: Tensor
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was removed, what it costs now, and the proof."""
+
+    measurement: Measurement
+    dense: Measurement
+    groups: int
+    """Prunable groups."""
+    removed: int
+    """Groups that were removed."""
+    native: bool
+    """Whether the result is the user's own module class; otherwise it is a graph module."""
+    native_refusal: str
+    """Why it is not, empty if it is."""
+    max_error64: float
+    """Largest difference between zeroed and slimmed model in float64."""
+    max_error32: float
+    """The same in float32."""
+    flipped_share: float | None
+    """Share of the quantized inputs whose level differs in float32; None without activation quantizers."""
+    inexact: int
+    """Removed groups that a normalization reduces over (opted in by ``prune_normalized``)."""
+    unquantized: Mapping[str, str | None]
+    """Inputs that could not be quantized, with the reason."""
+
+    @property
+    def group_sparsity(self) -> float:
+        """Removed share of the prunable groups."""
+        return self.removed / self.groups if self.groups else 0.0
+
+    @property
+    def relative_bops(self) -> float:
+        """BOPs over those of the dense float model, definition ``paper``."""
+        return self.measurement.relative_bops(self.dense.macs)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the parameters that stay."""
+        return self.measurement.parameters
+
+    @property
+    def dense_parameters(self) -> int:
+        """Elements of the dense model's parameters."""
+        return self.dense.parameters
+
+    @property
+    def macs(self) -> float:
+        """MACs per example, definition ``paper``."""
+        return self.measurement.macs
+
+    @property
+    def dense_macs(self) -> float:
+        """MACs per example of the dense model, definition ``paper``."""
+        return self.dense.macs
+
+    @property
+    def weight_bits(self) -> float:
+        """Average weight bits."""
+        return self.measurement.weight_bits
+
+    @property
+    def activation_bits(self) -> float:
+        """Average input bits."""
+        return self.measurement.activation_bits
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the stored tensors."""
+        return self.measurement.bytes
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """One row per multiplication."""
+        return self.measurement.layers
+
+
+@dataclass
+class Compressed:
+    """A finished model.
+
+    Attributes:
+        model: the user's own module class with smaller parameters, or a graph module; weights lie on their grids.
+        report: costs and proof.
+        weights: bit width and step of each quantized weight.
+        keep: indices of the dense model that stayed.
+        changes: integer attributes that follow the cut.
+        inputs: the example.
+    """
+
+    model: nn.Module
+    report: Report
+    weights: dict[str, QuantizedWeight]
+    keep: dict[tuple[str, int], Tensor]
+    changes: tuple[Change, ...]
+    inputs: ExampleInputs
+
+    def save(self, directory: Any) -> None:
+        """Write ``model.safetensors`` and ``manifest.json`` into ``directory`` (see ``geta_core.artifact``)."""
+        from geta_core.artifact import save
+
+        save(self, directory)
+
+
+def finish(prepared: Prepared, *, early: bool = False) -> Compressed:
+    """Remove the groups that are zero, fix the bits as they are, and prove that nothing else changed.
+
+    ``prepared`` and its model stay as they are.
+
+    Args:
+        prepared: after training, or straight from ``prepare``.
+        early: allow this while a QASSO schedule is unfinished.
+
+    Returns:
+        The compressed model without parametrizations.
+
+    Raises:
+        ScheduleError: if a bound schedule is unfinished and ``early`` is false.
+        PruningError: if the proof fails.
+    """
+    optimizer = prepared.optimizer
+    if optimizer is not None and not optimizer.finished and not early:
+        raise ScheduleError(
+            "finish: the QASSO schedule is not complete, so sparsity and bits are not what was asked for; "
+            "train to the schedule's end, or pass early=True"
+        )
+    work, sites = copy.deepcopy((prepared.model, prepared.sites))
+    _fix_bits(sites, optimizer.fixed_bits() if optimizer is not None else {})
+    dead = prepared.zero_mask()
+    keep = prepared.graph.kept(dead)
+    exact = not bool((prepared.graph.inexact[prepared.graph.prunable_components()] & dead).any())
+    made = _slim(prepared, work, sites, dead, keep, exact)
+    weights = _weights(sites, keep, prepared)
+    report = _report(prepared, made, sites, dead)
+    return Compressed(made.model.eval(), report, weights, keep, made.changes, prepared.inputs)
+
+
+@dataclass(frozen=True)
+class _Made:
+    model: nn.Module
+    changes: tuple[Change, ...]
+    refusal: str | None
+    error64: Difference
+    error32: Difference
+    flips: float | None
+    inexact: int
+
+
+def _slim(
+    prepared: Prepared,
+    work: nn.Module,
+    sites: list[QuantSite],
+    dead: Tensor,
+    keep: dict[tuple[str, int], Tensor],
+    exact: bool,
+) -> _Made:
+    inputs, inputs64 = prepared.inputs, as_double(prepared.inputs)
+    work64, sites64 = copy.deepcopy((work, sites))
+    work64.double()
+    baked, baked64 = _baked(work, sites), _baked(work64, sites64)
+    changes, refusal = slim_native(baked64, prepared.graph, dead, keep, inputs64) if exact else ((), "")
+    if changes is not None:
+        model, model64 = apply_(baked, keep, changes), apply_(baked64, keep, changes)
+    else:
+        model, model64 = slim_graph(baked, inputs, keep), slim_graph(baked64, inputs64, keep)
+    error64 = difference(work64, model64, inputs64)
+    error32 = difference(work, model, inputs)
+    flips = flipped_share(prepared, work, model, sites, dead)
+    if exact:
+        _demand(error64, error32, flips is None, refusal if changes is None else None)
+    return _Made(model, changes or (), refusal if changes is None else None, error64, error32, flips, int(not exact))
+
+
+def _demand(error64: Difference, error32: Difference, floats: bool, refusal: str | None) -> None:
+    how = f" (the module itself could not be cut: {refusal})" if refusal else ""
+    for error, tolerance, kind in (
+        (error64.worst, TOLERANCE_64, "float64"),
+        (error32.eval_mode if floats else 0.0, TOLERANCE_32, "float32"),
+    ):
+        if error > tolerance:
+            raise PruningError(
+                f"the slimmed model must equal the zeroed one to {tolerance:g} in {kind}, but is off by {error:.3g}{how}"
+            )
+
+
+def _baked(model: nn.Module, sites: list[QuantSite]) -> nn.Module:
+    """A copy with quantized weights as plain parameters."""
+    copied, own = copy.deepcopy((model, sites))
+    bake_(copied, own)
+    return copied
+
+
+def _fix_bits(sites: Iterable[QuantSite], fixed: Mapping[str, Tensor]) -> None:
+    for site in sites:
+        bits = fixed.get(site.name)
+        whole = site.quantizer.bits().round() if bits is None else bits
+        site.quantizer.set_bits_(whole.to(site.quantizer.d).clamp(min=LOWEST_BITS))
+
+
+def _weights(
+    sites: Iterable[QuantSite], keep: Mapping[tuple[str, int], Tensor], prepared: Prepared
+) -> dict[str, QuantizedWeight]:
+    found = {}
+    for site in sites:
+        if site.kind != "weight":
+            continue
+        q, step, bits = site.quantizer, site.quantizer.d.detach(), site.quantizer.bits().round()
+        axis = q.channel_axis
+        index = keep.get((site.name, axis)) if axis is not None else None
+        if axis is not None and index is not None and step.dim() > 0:
+            step, bits = (v.index_select(axis, index.to(v.device)) for v in (step, bits))
+        found[site.name] = QuantizedWeight(bits.to(torch.int16).cpu(), step.clone())
+    return found
+
+
+def _report(prepared: Prepared, made: _Made, sites: list[QuantSite], dead: Tensor) -> Report:
+    bits = {site.name: float(site.quantizer.bits().round().mean()) for site in sites}
+    layers = prepared.account.layers(dead, bits)
+    parameters = prepared.account.parameters(dead)
+    full = prepared.account.parameters(prepared.none_dead())
+    return Report(
+        measurement=measurement(layers, parameters, stored_bytes(made.model, sites, prepared)),
+        dense=measurement(prepared.dense, full, 4 * full),
+        groups=prepared.num_prunable,
+        removed=int(dead.sum()),
+        native=made.refusal is None,
+        native_refusal=made.refusal or "",
+        max_error64=made.error64.worst,
+        max_error32=made.error32.worst,
+        flipped_share=made.flips,
+        inexact=made.inexact,
+        unquantized=prepared.unquantized,
+    )
+
+
+def stored_bytes(model: nn.Module, sites: Iterable[QuantSite], prepared: Prepared) -> int:
+    """Bytes of the tensors that an artifact of this model stores: weights as integers, the rest as it is."""
+    from geta_core.artifact.tensors import stored_size
+
+    whole = {site.name: int(site.quantizer.bits().max().round()) for site in sites if site.kind == "weight"}
+    return stored_size(model, whole)

@@ -1,0 +1,200 @@
+"""First pass over the graph: labels flow, and every operation ties the indices that must be removed together.
+
+Source: the dependency graph of arXiv:2502.16638 (QADG). A quantizer is one node whose labels pass through, so
+quantized and
+float models have the same groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from geta_core.errors import UnsupportedOpError
+from geta_core.graph.capture import Capture, source_line, where
+from geta_core.graph.labels import Layers, Operand, Space, from_letters, tidy, to_letters, varying
+from geta_core.graph.rules.base import Value, rule_for
+
+
+def hint(size: Any) -> int:
+    """The example's value of a size that may be symbolic."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def shape_of(node: Any) -> tuple[int, ...]:
+    """Shape of a node's value; () for Python numbers. Symbolic sizes take the example's value."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return tuple(hint(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+
+def literal(value: Any) -> Any:
+    """Arguments with every symbolic size replaced by the example's value."""
+
+    def number(node: fx.Node) -> Any:
+        size = node.meta.get("val")
+        return hint(size) if isinstance(size, (int, torch.SymInt)) else node
+
+    return fx.node.map_arg(value, number)
+
+
+class Dependencies:
+    """State of the first pass; op rules read and extend it."""
+
+    def __init__(self, capture: Capture, heads: str, prune_normalized: bool) -> None:
+        self.capture, self.heads, self.prune_normalized = capture, heads, prune_normalized
+        self.space = Space()
+        self.values: dict[fx.Node, Value] = {}
+        self.consumed: list[Tensor] = []
+        """Ids of parameter indices that a contraction sums over: they are only cut."""
+        self.passed: list[Tensor] = []
+        """Ids of parameter indices that reach an activation: they are scored, forgotten and zeroed."""
+        self.quantizer_ids: list[Tensor] = []
+        """Ids of per-channel quantizer parameters: they are only cut."""
+        self.inexact: list[Tensor] = []
+        """Ids opted in although a normalization reduces over them."""
+        self._roots: dict[fx.Node, fx.Node] = {}
+
+    def layers(self, value: Any) -> Layers:
+        """Layers of an argument; () for numbers and untracked values."""
+        found = self.values.get(value, ()) if isinstance(value, fx.Node) else ()
+        return tuple(found)  # type: ignore[arg-type]
+
+    def operand(self, value: Any, letters: Sequence[int]) -> Operand:
+        """An argument as a factor of ``combine``."""
+        return Operand(self.layers(value), tuple(letters), shape_of(value), value in self.capture.data)
+
+    def tie(self, node: fx.Node, left: Tensor, right: Tensor) -> None:
+        """Tie facing elements; what faces an index that cannot be removed is pinned."""
+        self.space.tie(left, right, f"meets channels that cannot be removed, at {where(node)}")
+
+    def pin(self, node: fx.Node, layer: Tensor, why: str) -> None:
+        """Pin the ids of a layer, with the place in the message."""
+        self.space.pin(layer, f"{why}, at {where(node)}")
+
+    def run(self) -> None:
+        """Visit every node in order."""
+        for node in self.capture.graph.nodes:
+            if node.op == "placeholder":
+                name = self.capture.names.get(node)
+                self.values[node] = self.space.layers_of(name, shape_of(node)) if name is not None else ()
+            elif node.op == "output":
+                for leaf in node.all_input_nodes:
+                    for layer in self.layers(leaf):
+                        self.space.pin(layer, "reaches the model's output")
+            elif node.op == "call_function":
+                self.visit(node)
+
+    def visit(self, node: fx.Node) -> None:
+        """Apply the rule of one call; calls without any labelled input stay untracked."""
+        if not self.tracked(node):
+            self.values[node] = ()
+            return
+        self.values[node] = rule_for(node).labels(self, node)
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None:
+            self._follow_aliases(node, schema)
+
+    def tracked(self, node: fx.Node) -> bool:
+        """Whether a call makes a tensor of labelled inputs; sizes and everything without labels stay untracked."""
+        value = node.meta.get("val")
+        tensors = isinstance(value, (Tensor, list, tuple))
+        return tensors and any(self.values.get(source) for source in node.all_input_nodes)
+
+    def _follow_aliases(self, node: fx.Node, schema: Any) -> None:
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node):
+            return
+        alias = schema.arguments[0].alias_info if schema.arguments else None
+        if alias is not None and alias.is_write:
+            root = self._roots.get(first)
+            if root is not None and any(user > node for user in root.users):
+                raise UnsupportedOpError(
+                    f"in-place {node.target} through a view whose base is read again, in {where(node)}, "
+                    f"at {source_line(node)}; write it out of place"
+                )
+            self.values[first] = self.values[node]
+        elif alias is not None:
+            self._roots[node] = self._roots.get(first, first)
+
+    def combine(self, node: fx.Node, operands: Sequence[Operand], out: Sequence[int]) -> Layers:
+        """Labels of an einsum-like operation; ties what its shared and contracted letters tie.
+
+        Args:
+            node: the operation, for messages and to know whether it is computed from data.
+            operands: the factors, each dimension named by a letter (0, 1, ...); letters are shared by name.
+            out: letters of the result; letters absent here are contracted.
+
+        Returns:
+            The layers of the result, one dimension per letter of ``out``.
+        """
+        count = 1 + max((letter for o in operands for letter in o.letters), default=-1)
+        spread = [[to_letters(layer, o.letters, count) for layer in o.layers] for o in operands]
+        sizes = [[o.size(letter) for letter in range(count)] for o in operands]
+        contracted = frozenset(range(count)) - frozenset(out)
+        for i, layers in enumerate(spread):
+            spread[i] = [self._fitted(node, layer, i, spread, sizes, contracted) for layer in layers]
+        for i, left in enumerate(spread):
+            for right in spread[i + 1 :]:
+                for a in left:
+                    for b in right:
+                        if varying(a) & varying(b):
+                            self.tie(node, a, b)
+        self._mark(node, operands, spread, contracted)
+        return tidy(from_letters(layer, out) for layer in _outer(spread, contracted))
+
+    def _fitted(
+        self,
+        node: fx.Node,
+        layer: Tensor,
+        index: int,
+        spread: list[list[Tensor]],
+        sizes: list[list[int]],
+        contracted: frozenset[int],
+    ) -> Tensor:
+        """Ties inside one layer that the shapes of the other operands ask for."""
+        uncovered = {
+            letter
+            for letter in varying(layer)
+            for other, others in enumerate(spread)
+            if other != index and sizes[other][letter] > 1 and not any(letter in varying(b) for b in others)
+        }
+        message = f"meets channels that cannot be removed, at {where(node)}"
+        if uncovered and varying(layer) - uncovered:
+            layer = self.space.tie_across(layer, uncovered, message)
+        elif uncovered:
+            self.space.pin(layer, message)
+        inner, outer = varying(layer) & contracted, varying(layer) - contracted
+        if inner and outer:
+            shared = {letter for letter in outer if sum(size[letter] > 1 for size in sizes) > 1}
+            whole = self.heads == "head" and shared == outer
+            layer = self.space.tie_across(layer, inner if whole else outer, message)
+        return layer
+
+    def _mark(
+        self, node: fx.Node, operands: Sequence[Operand], spread: list[list[Tensor]], contracted: frozenset[int]
+    ) -> None:
+        for operand, layers in zip(operands, spread, strict=True):
+            if operand.data:
+                continue
+            for layer in layers:
+                if varying(layer) & contracted:
+                    self.consumed.append(layer[layer >= 0])
+                elif node in self.capture.data:
+                    self.passed.append(layer[layer >= 0])
+
+
+def _outer(spread: list[list[Tensor]], contracted: frozenset[int]) -> list[Tensor]:
+    """Layers that reach the result: of tied ones the one that varies most stands for all."""
+    candidates = [layer for layers in spread for layer in layers if not varying(layer) & contracted]
+    kept: list[Tensor] = []
+    for layer in sorted(candidates, key=lambda a: -len(varying(a))):
+        for i, other in enumerate(kept):
+            if varying(layer) and varying(layer) <= varying(other):
+                kept[i] = torch.where(other >= 0, other, layer)
+                break
+        else:
+            kept.append(layer)
+    return kept

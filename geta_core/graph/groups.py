@@ -1,0 +1,283 @@
+"""Groups: what can be removed together, why a group may not be, and which index of which tensor belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from geta_core.config import CompressionConfig
+from geta_core.errors import ConfigError, closest
+from geta_core.graph.capture import Capture, where
+from geta_core.graph.dependency import Dependencies
+from geta_core.graph.labels import Slot, varying
+from geta_core.graph.rules import install_all
+from geta_core.graph.zeros import Zeros
+
+Role = Literal["PRODUCE", "CONSUME", "BUFFER"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Indices of one tensor dimension that belong to a group."""
+
+    name: str
+    dim: int
+    indices: tuple[int, ...]
+    role: Role
+
+
+@dataclass(frozen=True)
+class Group:
+    """One minimally removable structure.
+
+    ``pinned`` is None, or the reason why the group is never removed. ``inexact`` marks a group that the user opted
+    in although
+    a normalization reduces over it: removal then changes the result.
+    """
+
+    id: int
+    family: int
+    members: tuple[Member, ...]
+    pinned: str | None
+    inexact: bool = False
+
+
+@dataclass(frozen=True)
+class PruneSlot:
+    """A parameter dimension whose indices are scored, forgotten and zeroed."""
+
+    name: str
+    parameter: nn.Parameter
+    dim: int
+    group: Tensor
+    """Long [size of the dimension]: number of the prunable group of each index, -1 where it is not prunable."""
+
+
+class GroupGraph:
+    """The groups of a captured model.
+
+    Attributes:
+        component: long [ids], the component of each id.
+        number: long [components], the number of each prunable group (0 .. num_prunable - 1), -1 for the others.
+        produce: bool [ids], whether an index is zeroed with its group.
+    """
+
+    def __init__(self, capture: Capture, config: CompressionConfig, model: nn.Module) -> None:
+        install_all()
+        self.capture = capture
+        self.first = Dependencies(capture, config.heads, config.prune_normalized)
+        self.first.run()
+        _pin_chosen(self.first, config, model)
+        self.count, self.component = _rectangular(self.first)
+        self.produce = _produce(self.first)
+        second = Zeros(self.first, self.component, self.count, self.produce)
+        second.run()
+        self.reasons = self._reasons(second)
+        self.inexact = self._marked(self.first.inexact)
+        self.number, self.family = self._numbered()
+        self.num_prunable = int((self.number >= 0).sum())
+
+    def _marked(self, ids: Sequence[Tensor]) -> Tensor:
+        flags = torch.zeros(self.count, dtype=torch.bool)
+        for part in ids:
+            flags[self.component[part]] = True
+        return flags
+
+    def _reasons(self, second: Zeros) -> dict[int, str]:
+        reasons: dict[int, str] = {}
+        for ids, reason in self.first.space.pins:
+            for index in torch.unique(self.component[ids]).tolist():
+                reasons.setdefault(index, reason)
+        for index, reason in second.reasons.items():
+            reasons.setdefault(index, reason)
+        return reasons
+
+    def _numbered(self) -> tuple[Tensor, Tensor]:
+        """Number the prunable components, and give each a family: groups made of the same tensor dimensions."""
+        number = torch.full((self.count,), -1, dtype=torch.long)
+        produces = self._marked([torch.nonzero(self.produce).flatten()])
+        free = produces.clone()
+        free[list(self.reasons)] = False
+        slots_of = self._slots_of(produces)
+        prunable = torch.tensor([index for index in slots_of if bool(free[index])], dtype=torch.long)
+        number[prunable] = torch.arange(len(prunable))
+        families: dict[tuple[int, ...], int] = {}
+        family = torch.full((self.count,), -1, dtype=torch.long)
+        for index, slots in slots_of.items():
+            family[index] = families.setdefault(slots, len(families))
+        return number, family
+
+    def _slots_of(self, wanted: Tensor) -> dict[int, tuple[int, ...]]:
+        """The tensor dimensions of each wanted component.
+
+        Components come in the order of the names and indices of what they hold, which quantizers do not change.
+        """
+        found: dict[int, list[int]] = {}
+        ids = set(torch.cat([*self.first.quantizer_ids, torch.zeros(0, dtype=torch.long)]).tolist())
+        slots = sorted(self.first.space.slots.values(), key=lambda slot: (slot.name, slot.dim))
+        for position, slot in enumerate(slot for slot in slots if slot.offset not in ids):
+            for index in dict.fromkeys(self.component[slot.offset : slot.offset + slot.size].tolist()):
+                if wanted[index]:
+                    found.setdefault(index, []).append(position)
+        return {index: tuple(positions) for index, positions in found.items()}
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Every group that has something to zero: the prunable ones first, in the order of their numbers."""
+        members: dict[int, list[Member]] = {}
+        for slot in self.first.space.slots.values():
+            component = self.component[slot.offset : slot.offset + slot.size].numpy()
+            order = np.argsort(component, kind="stable")
+            bounds = np.flatnonzero(np.diff(component[order])) + 1
+            for part in np.split(order, bounds):
+                index = int(component[part[0]])
+                if int(self.family[index]) >= 0:
+                    member = Member(slot.name, slot.dim, tuple(part.tolist()), self.role(slot))
+                    members.setdefault(index, []).append(member)
+        ordered = sorted(members, key=lambda i: (int(self.number[i]) < 0, int(self.number[i]), i))
+        return tuple(
+            Group(
+                position,
+                int(self.family[index]),
+                tuple(members[index]),
+                None if int(self.number[index]) >= 0 else self.reasons.get(index, "is not zeroed as a whole"),
+                bool(self.inexact[index]),
+            )
+            for position, index in enumerate(ordered)
+        )
+
+    def role(self, slot: Slot) -> Role:
+        """What happens to the indices of a slot when their group goes."""
+        if bool(self.produce[slot.offset : slot.offset + slot.size].any()):
+            return "PRODUCE"
+        quantizers = self.first.quantizer_ids
+        owned = any(bool((ids == slot.offset).any()) for ids in quantizers)
+        return "BUFFER" if owned or slot.name not in self.capture.parameters else "CONSUME"
+
+    def numbers(self, slot: Slot) -> Tensor:
+        """Long [size]: prunable group of each index of a slot, -1 where none."""
+        return self.number[self.component[slot.offset : slot.offset + slot.size]]
+
+    def prune_slots(self) -> list[PruneSlot]:
+        """The slots that QASSO scores, forgets and zeroes."""
+        found = []
+        for slot in self.first.space.slots.values():
+            produced = self.produce[slot.offset : slot.offset + slot.size]
+            group = torch.where(produced, self.numbers(slot), torch.full((slot.size,), -1))
+            if bool((group >= 0).any()):
+                parameter = cast(nn.Parameter, self.capture.tensors[slot.name])
+                found.append(PruneSlot(slot.name, parameter, slot.dim, group))
+        return found
+
+    def prunable_families(self) -> Tensor:
+        """Long [num_prunable]: family of each prunable group, renumbered from 0."""
+        found = torch.unique(self.family[self.prunable_components()], return_inverse=True)
+        return cast(Tensor, found[1])
+
+    def prunable_components(self) -> Tensor:
+        """Long [num_prunable]: component of each prunable group."""
+        components = torch.nonzero(self.number >= 0).flatten()
+        return components[torch.argsort(self.number[components])]
+
+    def kept(self, dead: Tensor) -> dict[tuple[str, int], Tensor]:
+        """Indices that stay, for every tensor dimension that loses some.
+
+        Args:
+            dead: bool [num_prunable].
+        """
+        keep: dict[tuple[str, int], Tensor] = {}
+        for key, slot in self.first.space.slots.items():
+            gone = self.dead_ids(dead)[slot.offset : slot.offset + slot.size]
+            if bool(gone.any()):
+                keep[key] = torch.nonzero(~gone).flatten()
+        return keep
+
+    def dead_ids(self, dead: Tensor) -> Tensor:
+        """Bool [ids]: whether each id goes with the dead groups."""
+        if not self.count:
+            return torch.zeros(0, dtype=torch.bool)
+        flags = torch.zeros(self.count, dtype=torch.bool)
+        flags[self.prunable_components()[dead.cpu()]] = True
+        return flags[self.component]
+
+
+def _produce(first: Dependencies) -> Tensor:
+    flags = torch.zeros(first.space.size, dtype=torch.bool)
+    for ids in first.passed:
+        flags[ids] = True
+    for ids in first.quantizer_ids:
+        flags[ids] = False
+    for slot in first.space.slots.values():
+        if slot.name not in first.capture.parameters:
+            flags[slot.offset : slot.offset + slot.size] = False
+    return flags
+
+
+def _rectangular(first: Dependencies) -> tuple[int, Tensor]:
+    """Tie until what is left of every value is a block: no dimension may become ragged."""
+    while True:
+        count, component = first.space.components()
+        if not _tie_ragged(first, component):
+            return count, component
+
+
+def _tie_ragged(first: Dependencies, component: Tensor) -> bool:
+    pinned = torch.zeros(int(component.max()) + 1 if len(component) else 0, dtype=torch.bool)
+    for ids, _ in first.space.pins:
+        pinned[component[ids]] = True
+    changed = False
+    for node, value in first.values.items():
+        for layers in value if isinstance(value, list) else [value]:
+            for layer in layers:
+                dims = varying(layer)
+                if len(dims) < 2:
+                    continue
+                parts = torch.where(layer >= 0, component[layer.clamp(min=0)], layer)
+                if any(bool((parts == parts.narrow(d, 0, 1)).all()) for d in dims if len(dims) == 2):
+                    continue
+                depends = [d for d in dims if not bool((parts == parts.narrow(d, 0, 1)).all())]
+                if len(depends) < 2 or bool(pinned[parts[parts >= 0]].all()):
+                    continue
+                others = sorted(depends)[:-1]
+                first.space.tie_across(layer, others, f"must stay a block, at {where(node)}")
+                changed = True
+    return changed
+
+
+def _pin_chosen(first: Dependencies, config: CompressionConfig, model: nn.Module) -> None:
+    """Pin what the user asked to pin, by module object or by name of a module or parameter."""
+    if not config.pin:
+        return
+    by_object = {id(module): name for name, module in model.named_modules()}
+    known_modules = set(by_object.values())
+    known = {slot.name for slot in first.space.slots.values()}
+    faults = []
+    for item in config.pin:
+        name = by_object.get(id(item)) if isinstance(item, nn.Module) else item
+        if name is None:
+            faults.append(f"pin: {type(item).__name__} is not a module of this model")
+        elif name not in known_modules | known:
+            faults.append(f"pin: there is no module or parameter {name!r}{closest(name, known_modules | known)}")
+        else:
+            _pin_named(first, [slot for slot in first.space.slots.values() if _inside(slot.name, name)])
+    if faults:
+        raise ConfigError(faults)
+
+
+def _inside(parameter: str, owner: str) -> bool:
+    return parameter == owner or not owner or parameter.split(".")[: owner.count(".") + 1] == owner.split(".")
+
+
+def _pin_named(first: Dependencies, slots: Iterable[Slot]) -> None:
+    passed = torch.zeros(first.space.size, dtype=torch.bool)
+    for ids in first.passed:
+        passed[ids] = True
+    for slot in slots:
+        ids = torch.arange(slot.offset, slot.offset + slot.size)
+        first.space.pin(torch.where(passed[ids], ids, torch.full_like(ids, -1)), "was pinned by the configuration")

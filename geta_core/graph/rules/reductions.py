@@ -1,0 +1,214 @@
+"""Reductions, softmax, pooling and resizing, embedding and indexing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.labels import Layers, tidy, varying
+from geta_core.graph.rules.base import Rule, Value, add
+from geta_core.graph.rules.norms import statistic
+from geta_core.graph.zeros import Zeros
+
+aten = torch.ops.aten
+
+
+def _dims(node: fx.Node) -> frozenset[int]:
+    """Dimensions that a reduction removes; all of them if none is named."""
+    rank = len(shape_of(node.args[0]))
+    value = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return frozenset({value % rank})
+    if isinstance(value, (list, tuple)) and value:
+        return frozenset(int(d) % rank for d in value)
+    return frozenset(range(rank))
+
+
+def _reduced(layer: Tensor, node: fx.Node, dims: frozenset[int]) -> Tensor:
+    """Shape of a layer after the reduction (its sizes along ``dims`` are 1)."""
+    value = node.meta["val"]
+    kept = len((value[0] if isinstance(value, (list, tuple)) else value).shape) == layer.dim()
+    return layer if kept else layer.reshape([size for dim, size in enumerate(layer.shape) if dim not in dims])
+
+
+def _sum_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+    """A sum over removable indices eliminates them: allowed where they are exactly zero."""
+    dims = _dims(node)
+    found = []
+    for layer in ctx.layers(node.args[0]):
+        inner, outer = varying(layer) & dims, varying(layer) - dims
+        if inner and outer:
+            layer = ctx.space.tie_across(layer, inner, "summed whole")
+        elif inner:
+            continue
+        found.append(_reduced(layer, node, dims))
+    return tidy(found)
+
+
+def _sum_zeros(ctx: Zeros, node: fx.Node) -> Layers:
+    dims = _dims(node)
+    letters = tuple(range(len(shape_of(node.args[0]))))
+    ctx.require_zero(node, [(node.args[0], ctx.first.operand(node.args[0], letters))], dims)
+    return _passing_zeros(ctx, node)  # type: ignore[return-value]
+
+
+def _statistic_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    dims = _dims(node)
+    layers = statistic(ctx, node, ctx.layers(node.args[0]), dims, f"a reduction ({node.target})")
+    found = tidy(_reduced(layer, node, dims) for layer in layers if not varying(layer) & dims)
+    value = node.meta["val"]
+    return [found] * len(value) if isinstance(value, (list, tuple)) else found
+
+
+def _passing_zeros(ctx: Zeros, node: fx.Node) -> Value:
+    dims = _dims(node)
+    found = tidy(_reduced(layer, node, dims) for layer in ctx.zeros(node.args[0]) if not varying(layer) & dims)
+    value = node.meta["val"]
+    return [found] * len(value) if isinstance(value, (list, tuple)) else found
+
+
+def _softmax_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+    dims = _dims(node)
+    for layer in ctx.layers(node.args[0]):
+        if varying(layer) & dims:
+            ctx.pin(node, layer, "enters a softmax")
+    return ctx.layers(node.args[0])
+
+
+def _no_zeros(ctx: Zeros, node: fx.Node) -> Value:
+    value = node.meta["val"]
+    return [() for _ in value] if isinstance(value, (list, tuple)) else ()
+
+
+# ---------------------------------------------------------------- pooling and resizing
+
+
+def _spatial(rank: int, node: fx.Node) -> frozenset[int]:
+    total = len(shape_of(node.args[0]))
+    return frozenset(range(total - rank, total))
+
+
+def _pool(rank: int) -> Rule:
+    """Windows over the last ``rank`` dimensions; channels pass, positions must stay."""
+
+    def labels(ctx: Dependencies, node: fx.Node) -> Value:
+        found = []
+        for layer in ctx.layers(node.args[0]):
+            inner = varying(layer) & _spatial(rank, node)
+            if inner and varying(layer) - inner:
+                layer = ctx.space.tie_across(layer, inner, "pooled whole")
+            elif inner:
+                ctx.pin(node, layer, "is a position in a pooling window")
+                continue
+            found.append(layer)
+        value = node.meta["val"]
+        return [tuple(found)] * len(value) if isinstance(value, (list, tuple)) else tuple(found)
+
+    def zeros(ctx: Zeros, node: fx.Node) -> Value:
+        found = tuple(layer for layer in ctx.zeros(node.args[0]) if not varying(layer) & _spatial(rank, node))
+        value = node.meta["val"]
+        return [found, *[()] * (len(value) - 1)] if isinstance(value, (list, tuple)) else found
+
+    return Rule(labels, zeros)
+
+
+# ---------------------------------------------------------------- embedding and indexing
+
+
+def _embedding_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+    weight, index = node.args[:2]
+    found = []
+    for layer in ctx.layers(weight):
+        if 0 in varying(layer):
+            ctx.pin(node, layer, "is looked up by a data-dependent index")
+            continue
+        if node in ctx.capture.data or weight not in ctx.capture.data:
+            ctx.passed.append(layer[layer >= 0])
+        found.append(layer.reshape([1] * len(shape_of(index)) + [layer.shape[-1]]))
+    for layer in ctx.layers(index):
+        ctx.pin(node, layer, "is used as an index")
+    return tidy(found)
+
+
+def _embedding_zeros(ctx: Zeros, node: fx.Node) -> Layers:
+    weight, index = node.args[:2]
+    rows = [layer for layer in ctx.zeros(weight) if 0 not in varying(layer)]
+    return tidy(layer.reshape([1] * len(shape_of(index)) + [layer.shape[-1]]) for layer in rows)
+
+
+def _index_positions(node: fx.Node) -> list[Any]:
+    return list(node.args[1])  # type: ignore[arg-type]
+
+
+def _at_zero(node: fx.Node, layer: Tensor) -> Tensor:
+    """The node's indexing with every index 0: right for layers that do not vary along the indexed dimensions."""
+    source, indices = shape_of(node.args[0]), _index_positions(node)
+    picks = [torch.zeros(shape_of(i), dtype=torch.long) if i is not None else None for i in indices]
+    result: Tensor = aten.index.Tensor(layer.expand(source), picks)
+    return result
+
+
+def _indexed(node: fx.Node) -> frozenset[int]:
+    return frozenset(dim for dim, index in enumerate(_index_positions(node)) if index is not None)
+
+
+def _index_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+    found = []
+    for layer in ctx.layers(node.args[0]):
+        if varying(layer) & _indexed(node):
+            ctx.pin(node, layer, "is looked up by an index tensor")
+        else:
+            found.append(_at_zero(node, layer))
+    for index in _index_positions(node):
+        for layer in ctx.layers(index):
+            ctx.pin(node, layer, "is used as an index")
+    return tidy(found)
+
+
+def _index_zeros(ctx: Zeros, node: fx.Node) -> Layers:
+    return tidy(_at_zero(node, layer) for layer in ctx.zeros(node.args[0]) if not varying(layer) & _indexed(node))
+
+
+def install() -> None:
+    """Enter the rules of this file."""
+    add([aten.sum], Rule(_sum_labels, _sum_zeros))
+    means: Sequence[Any] = [
+        aten.mean,
+        aten.amax,
+        aten.amin,
+        aten.max,
+        aten.min,
+        aten.var,
+        aten.std,
+        aten.linalg_vector_norm,
+    ]
+    add(means, Rule(_statistic_labels, _passing_zeros))
+    add([aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax], Rule(_softmax_labels, _no_zeros))
+    for rank, ops in {
+        1: [
+            aten.max_pool1d,
+            aten.avg_pool1d,
+            aten.adaptive_avg_pool1d,
+            aten.upsample_nearest1d,
+            aten.upsample_linear1d,
+        ],
+        2: [aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d],
+        3: [
+            aten.max_pool3d,
+            aten.avg_pool3d,
+            aten.adaptive_avg_pool3d,
+            aten.upsample_nearest3d,
+            aten.upsample_trilinear3d,
+        ],
+    }.items():
+        add(ops, _pool(rank))
+    add(
+        [aten.max_pool2d_with_indices, aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.upsample_bicubic2d],
+        _pool(2),
+    )
+    add([aten.embedding], Rule(_embedding_labels, _embedding_zeros))
+    add([aten.index], Rule(_index_labels, _index_zeros))

@@ -1,0 +1,203 @@
+"""Operations that only move elements: the same operation runs on the labels and on the zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from geta_core.graph.dependency import Dependencies, literal, shape_of
+from geta_core.graph.labels import Layers, Operand, collapse, tidy, varying
+from geta_core.graph.rules.base import Rule, Value, add
+from geta_core.graph.zeros import ALWAYS, Zeros, meet
+
+aten = torch.ops.aten
+
+
+def _move(node: fx.Node, layers: Layers) -> Value:
+    """Run the node's own operation on every layer."""
+    shape, arguments, keywords = shape_of(node.args[0]), literal(node.args[1:]), literal(node.kwargs)
+    full = [layer.expand(shape) for layer in layers]
+    if node.target.overloadpacket in (aten.view, aten._unsafe_view):  # type: ignore[union-attr]
+        full = [layer.contiguous() for layer in full]
+    moved = [node.target(layer, *arguments, **keywords) for layer in full]  # type: ignore[operator]
+    if isinstance(node.meta["val"], (list, tuple)):
+        count = len(node.meta["val"])
+        return [tidy(result[i] for result in moved) for i in range(count)]
+    return tidy(moved)
+
+
+def _view_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    return _move(node, ctx.layers(node.args[0]))
+
+
+def _view_zeros(ctx: Zeros, node: fx.Node) -> Value:
+    return _move(node, ctx.zeros(node.args[0]))
+
+
+def _expand_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    """Sizes that are broadcast carry no label; new leading dimensions appear on the left."""
+    rank = len(shape_of(node))
+    return tuple(layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in ctx.layers(node.args[0]))
+
+
+def _expand_zeros(ctx: Zeros, node: fx.Node) -> Value:
+    rank = len(shape_of(node))
+    return tuple(layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in ctx.zeros(node.args[0]))
+
+
+# ---------------------------------------------------------------- cat and stack
+
+
+def _parts(node: fx.Node) -> tuple[list[fx.Node], int, bool]:
+    stacked = node.target.overloadpacket is aten.stack  # type: ignore[union-attr]
+    parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+    dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+    parts = [p for p in parts if shape_of(p) != (0,)]
+    return parts, dim % len(shape_of(node)), stacked
+
+
+def _joined(parts: Sequence[Layers], shapes: Sequence[Sequence[int]], dim: int, missing: int) -> Layers:
+    """Concatenate the layers that vary along ``dim``, ``missing`` where a part has none."""
+    depth = max((sum(dim in varying(layer) for layer in layers) for layers in parts), default=0)
+    found = []
+    for level in range(depth):
+        pieces = []
+        for layers, shape in zip(parts, shapes, strict=True):
+            cut = [layer for layer in layers if dim in varying(layer)]
+            piece = cut[level] if level < len(cut) else torch.full([1] * len(shape), missing)
+            pieces.append(piece.expand(list(shape)))
+        found.append(collapse(torch.cat(pieces, dim)))
+    return tidy(found)
+
+
+def _cat_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+    parts, dim, stacked = _parts(node)
+    grow: Callable[[Tensor], Tensor] = (lambda layer: layer.unsqueeze(dim)) if stacked else (lambda layer: layer)
+    layers = [tuple(map(grow, ctx.layers(part))) for part in parts]
+    shapes = [(*s[:dim], 1, *s[dim:]) if stacked else s for s in map(shape_of, parts)]
+    rank = len(shape_of(node))
+    cut = _joined(layers, shapes, dim, -1)
+    operands = []
+    for index, (part, found, shape) in enumerate(zip(parts, layers, shapes, strict=True)):
+        rest = tuple(layer for layer in found if dim not in varying(layer))
+        covered = [layer for layer in found if dim in varying(layer)]
+        letters = tuple(rank + index if i == dim else i for i in range(rank))
+        operands.append(Operand((*rest, *covered), letters, shape, part in ctx.capture.data))
+    across = _across(ctx, node, operands, dim)
+    return tidy((*cut, *across))
+
+
+def _across(ctx: Dependencies, node: fx.Node, operands: list[Operand], dim: int) -> Layers:
+    """Tie the dimensions that are not concatenated; every part has its own letter for the one that is."""
+    rank = len(shape_of(node))
+    plain = []
+    for operand in operands:
+        layers = tuple(layer for layer in operand.layers if dim not in varying(layer))
+        shape = tuple(1 if i == dim else size for i, size in enumerate(operand.shape))
+        plain.append(Operand(layers, tuple(range(rank)), shape, operand.data))
+        if operand.data is False:
+            cut = [layer[layer >= 0] for layer in operand.layers if dim in varying(layer)]
+            ctx.passed += cut if node in ctx.capture.data else []
+    return ctx.combine(node, plain, range(rank))
+
+
+def _cat_zeros(ctx: Zeros, node: fx.Node) -> Layers:
+    parts, dim, stacked = _parts(node)
+    grow: Callable[[Tensor], Tensor] = (lambda layer: layer.unsqueeze(dim)) if stacked else (lambda layer: layer)
+    layers = [tuple(map(grow, ctx.zeros(part))) for part in parts]
+    shapes = [(*s[:dim], 1, *s[dim:]) if stacked else s for s in map(shape_of, parts)]
+    everywhere: Layers = tuple(layer for layer in layers[0] if dim not in varying(layer))
+    for other in layers[1:]:
+        everywhere = meet(everywhere, tuple(layer for layer in other if dim not in varying(layer)))
+    found = list(everywhere)
+    depth = max((len(part) for part in layers), default=0)
+    for level in range(depth):
+        pieces = []
+        for part, shape in zip(layers, shapes, strict=True):
+            piece = part[level] if level < len(part) else torch.full([1] * len(shape), -1)
+            pieces.append(piece.expand(list(shape)))
+        found.append(collapse(torch.cat(pieces, dim)))
+    return tidy(found)
+
+
+# ---------------------------------------------------------------- padding
+
+
+def _pad_amounts(node: fx.Node) -> tuple[list[int], float | None]:
+    """Amounts from the last dimension backwards, and the constant (None: copies of the input)."""
+    amounts: Any = literal(node.args[1])
+    packet = node.target.overloadpacket  # type: ignore[union-attr]
+    if packet is aten.constant_pad_nd:
+        value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
+        return list(amounts), float(value)  # type: ignore[arg-type]
+    mode = (
+        (node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")) if packet is aten.pad else "copy"
+    )
+    if mode != "constant":
+        return list(amounts), None
+    value = (node.args[3] if len(node.args) > 3 else node.kwargs.get("value")) or 0
+    return list(amounts), float(value)  # type: ignore[arg-type]
+
+
+def _padded(layers: Layers, shape: Sequence[int], amounts: list[int], fill: int, anywhere: bool) -> Layers:
+    """Pad layers; a dimension along which a layer does not vary is padded only if ``anywhere``."""
+    found = []
+    for layer in layers:
+        pads: list[int] = []
+        for i in range(0, len(amounts), 2):
+            dim = layer.dim() - 1 - i // 2
+            grows = any(amounts[i : i + 2]) and (anywhere or layer.shape[dim] > 1)
+            layer = layer.expand([shape[d] if d == dim and grows else size for d, size in enumerate(layer.shape)])
+            pads += amounts[i : i + 2] if grows else [0, 0]
+        found.append(torch.nn.functional.pad(layer, pads, value=fill))
+    return tidy(found)
+
+
+def _pad_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+    amounts, _ = _pad_amounts(node)
+    return _padded(ctx.layers(node.args[0]), shape_of(node.args[0]), amounts, -1, anywhere=False)
+
+
+def _pad_zeros(ctx: Zeros, node: fx.Node) -> Layers:
+    amounts, value = _pad_amounts(node)
+    fill = ALWAYS if value == 0 else -1
+    if value is None:
+        return tuple(layer for layer in ctx.zeros(node.args[0]) if not _touches(layer, amounts))
+    return _padded(ctx.zeros(node.args[0]), shape_of(node.args[0]), amounts, fill, anywhere=value != 0)
+
+
+def _touches(layer: Tensor, amounts: list[int]) -> bool:
+    padded = {layer.dim() - 1 - i // 2 for i in range(len(amounts)) if amounts[i]}
+    return bool(varying(layer) & padded)
+
+
+def install() -> None:
+    """Enter the rules of this file."""
+    views = [
+        aten.view,
+        aten.reshape,
+        aten._unsafe_view,
+        aten.permute,
+        aten.transpose,
+        aten.t,
+        aten.flatten,
+        aten.unflatten,
+    ]
+    pieces = [aten.unbind, aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.slice, aten.select]
+    moves = [aten.narrow, aten.unsqueeze, aten.squeeze, aten.movedim, aten.flip, aten.roll, aten.swapaxes, aten.numpy_T]
+    extra = [
+        aten.pixel_shuffle,
+        aten.pixel_unshuffle,
+        aten.channel_shuffle,
+        aten.repeat,
+        aten.tile,
+        aten.repeat_interleave,
+    ]
+    add([*views, *pieces, *moves, *extra, aten.diagonal], Rule(_view_labels, _view_zeros))
+    add([aten.expand, aten.expand_as, aten.broadcast_to], Rule(_expand_labels, _expand_zeros))
+    add([aten.cat, aten.stack], Rule(_cat_labels, _cat_zeros))
+    pads = [aten.pad, aten.constant_pad_nd, aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad2d]
+    add(pads, Rule(_pad_labels, _pad_zeros))

@@ -1,0 +1,224 @@
+"""A prepared model: quantizers attached, groups known, costs countable at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from geta_core.accounting import FLOAT_BITS, Account, Measurement, average_bits, bops, macs, measurement
+from geta_core.config import CompressionConfig
+from geta_core.errors import GetaError
+from geta_core.graph import ExampleInputs, Group, GroupGraph, PruneSlot, capture
+from geta_core.quantize import QuantSite, attach, calibrate_, detach_input_, replace_attention_
+from geta_core.slim.graph_module import batch_size
+
+
+class Scheduled(Protocol):
+    """What ``finish`` asks of an optimizer with a schedule."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule is complete."""
+
+    def fixed_bits(self) -> dict[str, Tensor]:
+        """Whole bit widths of every site by its name."""
+
+
+class Prepared:
+    """A model with quantizers attached in place, and what can be removed from it.
+
+    Attributes:
+        model: the user's module, changed in place.
+        config: the targets.
+        graph: ``graph.groups`` lists what can be removed together; ``group.pinned`` is None or the reason why not.
+        sites: the quantizers.
+        unquantized: inputs that cannot be quantized, with the reason (their layers are weight-only).
+        slots: parameter dimensions that QASSO scores, forgets and zeroes.
+        num_prunable: number of groups that may be removed.
+        family: long [num_prunable], family of each group.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: CompressionConfig,
+        inputs: ExampleInputs,
+        sites: list[QuantSite],
+        graph: GroupGraph,
+    ) -> None:
+        self.model, self.config, self.inputs, self.graph = model, config, inputs, graph
+        self.sites = [site for site in sites if site.fired]
+        self.unquantized = {site.name: site.reason for site in sites if site.reason is not None}
+        self.slots: list[PruneSlot] = graph.prune_slots()
+        self.num_prunable = graph.num_prunable
+        self.family = graph.prunable_families()
+        self.account = Account(graph, self.sites, batch_size(inputs))
+        self.optimizer: Scheduled | None = None
+        self.dense = self.account.layers(self.none_dead(), {site.name: FLOAT_BITS for site in self.sites})
+
+    def bind(self, optimizer: Scheduled) -> None:
+        """Remember the optimizer, so that ``finish`` can refuse while its schedule is unfinished."""
+        self.optimizer = optimizer
+
+    def none_dead(self) -> Tensor:
+        """Bool [num_prunable], all False."""
+        return torch.zeros(self.num_prunable, dtype=torch.bool)
+
+    def zero_mask(self) -> Tensor:
+        """Bool [num_prunable] on the CPU: groups whose every PRODUCE member is exactly zero in the parameters now."""
+        live: dict[torch.device, Tensor] = {}
+        for slot in self.slots:
+            device = slot.parameter.device
+            flags = live.setdefault(device, torch.zeros(self.num_prunable + 1, dtype=torch.long, device=device))
+            rows = (slot.parameter.detach() != 0).movedim(slot.dim, 0).reshape(len(slot.group), -1).any(1)
+            index = torch.where(slot.group >= 0, slot.group, torch.full_like(slot.group, self.num_prunable))
+            flags.index_add_(0, index.to(device), rows.long())
+        dead = torch.ones(self.num_prunable, dtype=torch.bool)
+        for flags in live.values():
+            dead &= flags[:-1].cpu() == 0
+        return dead
+
+    def zero_groups(self) -> int:
+        """How many groups are exactly zero now, counted from the parameters."""
+        return int(self.zero_mask().sum())
+
+    def zero_(self, groups: Iterable[int | Group]) -> None:
+        """Set groups to zero by hand.
+
+        Args:
+            groups: groups or their ids (prunable groups have the ids 0 .. num_prunable - 1).
+
+        Raises:
+            GetaError: for a pinned group, with its reason.
+        """
+        dead = self.none_dead()
+        for item in groups:
+            group = self.graph.groups[item] if isinstance(item, int) else item
+            if group.pinned is not None:
+                raise GetaError(f"group {group.id} cannot be removed: it {group.pinned}")
+            dead[group.id] = True
+        with torch.no_grad():
+            for slot in self.slots:
+                index = torch.nonzero((slot.group >= 0) & dead[slot.group.clamp(min=0)]).flatten()
+                slot.parameter.index_fill_(slot.dim, index.to(slot.parameter.device), 0)
+
+    def bits(self) -> dict[str, float]:
+        """Bit width of every site now (the mean over its channels)."""
+        return {site.name: float(site.quantizer.bits().mean()) for site in self.sites}
+
+    def measure(self) -> Measurement:
+        """Costs with the groups that are zero now removed, at the bit widths of now."""
+        dead, bits = self.zero_mask(), self.bits()
+        layers = self.account.layers(dead, bits)
+        parameters = self.account.parameters(dead)
+        return measurement(layers, parameters, _stored_bytes(parameters, layers))
+
+    def status(self) -> dict[str, float]:
+        """Group sparsity, average weight and activation bits, and relative BOPs of now."""
+        dead, bits = self.zero_mask(), self.bits()
+        layers = self.account.layers(dead, bits)
+        weight_bits, activation_bits = average_bits(layers)
+        dense = macs(self.dense)
+        return {
+            "group_sparsity": float(dead.float().mean()) if self.num_prunable else 0.0,
+            "weight_bits": weight_bits,
+            "activation_bits": activation_bits,
+            "relative_bops": bops(layers) / (dense * FLOAT_BITS**2) if dense else 0.0,
+        }
+
+
+def _stored_bytes(parameters: int, layers: Iterable[Any]) -> int:
+    quantized = {layer.name: layer for layer in layers if layer.counted and layer.weight_bits < FLOAT_BITS}
+    whole = sum(layer.weights for layer in quantized.values())
+    stored = sum(layer.weights * (1 if layer.weight_bits <= 8 else 2) for layer in quantized.values())
+    return stored + 4 * (parameters - whole)
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Any,
+    config: CompressionConfig | None = None,
+    *,
+    calibration: Iterable[Any] | None = None,
+) -> Prepared:
+    """Attach quantizers to ``model`` IN PLACE, and find its groups.
+
+    Args:
+        model: any module that torch.export can trace; nn.MultiheadAttention inside it is replaced by a drop-in
+        with the same
+            parameter names.
+        example_inputs: a tensor, a tuple, or a dict of keyword inputs; batch >= 2, on the model's device.
+        config: targets and policy; defaults to ``CompressionConfig()``.
+        calibration: batches like ``example_inputs`` from which the ranges of the layer inputs are taken; without
+        them the
+            example inputs themselves are used.
+
+    Returns:
+        The prepared model.
+
+    Raises:
+        GetaError: if the forward fails on the example or the model cannot be traced.
+        UnsupportedOpError: if an operation has no dependency rule.
+        ConfigError: if the configuration pins what does not exist.
+    """
+    config = config or CompressionConfig()
+    inputs = ExampleInputs.of(example_inputs)
+    _check_forward(model, inputs)
+    root = replace_attention_(model)
+    model = root if isinstance(root, nn.Module) else model
+    sites = attach(model, config)
+    try:
+        batches = [inputs] if calibration is None else (ExampleInputs.of(batch) for batch in calibration)
+        calibrate_(model, sites, batches, lambda module, batch: batch.run(module))
+        captured = _capture_fired(model, inputs, sites)
+        return Prepared(model, config, inputs, sites, GroupGraph(captured, config, model))
+    except BaseException:
+        _undo(sites)
+        raise
+
+
+def _check_forward(model: nn.Module, inputs: ExampleInputs) -> None:
+    from geta_core.graph.capture import first_line
+
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            inputs.run(model.eval())
+    except Exception as error:
+        raise GetaError(f"the model's forward fails on the example inputs: {first_line(error)}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _capture_fired(model: nn.Module, inputs: ExampleInputs, sites: list[QuantSite]) -> Any:
+    """Capture, and take away the quantizers that no value passes through: they are reported, never counted."""
+    for site in sites:
+        if site.reason is not None and site.kind == "input":
+            detach_input_(site)
+    captured = capture(model, inputs)
+    present = {id(tensor) for tensor in captured.tensors.values()}
+    silent = [site for site in sites if site.reason is None and id(site.quantizer.d) not in present]
+    for site in silent:
+        site.reason = "no value passes through it in the captured graph"
+        if site.kind == "input":
+            detach_input_(site)
+    return captured
+
+
+def _undo(sites: Iterable[QuantSite]) -> None:
+    """Leave the model as it was, parametrizations and hooks removed."""
+    from torch.nn.utils import parametrize
+
+    for site in sites:
+        if site.kind == "input":
+            detach_input_(site)
+            continue
+        original = site.parameter
+        for owner, name in site.owners:
+            if parametrize.is_parametrized(owner, name):
+                parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
+                owner._parameters[name] = original

@@ -1,0 +1,56 @@
+"""Where a model is quantized: one record per quantizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+
+from geta_core.quantize.quantizer import Quantizer
+
+
+@dataclass(eq=False, kw_only=True)
+class QuantSite:
+    """One quantizer and what it quantizes. Sites compare by identity; copy them together with their model.
+
+    Attributes:
+        name: "<module>.weight" (or the parameter's name) for a weight, "<module>.input" for an input.
+        kind: "weight" or "input".
+        quantizer: shared by all owners of a tied weight.
+        module: the layer.
+        module_name: its name in the model.
+        parameter_name: name of the weight in the layer, None for an input.
+        numel: elements of the weight, or elements per example that reach the input, set by calibration (0 before).
+        owners: every (module, parameter name) that holds the weight; empty for an input.
+        reason: why the site does nothing, None where it works.
+        handles: hooks of an input site, removed by :func:`geta_core.quantize.detach_input_`.
+    """
+
+    name: str
+    kind: Literal["weight", "input"]
+    quantizer: Quantizer
+    module: nn.Module
+    module_name: str
+    parameter_name: str | None = None
+    numel: int = 0
+    owners: tuple[tuple[nn.Module, str], ...] = ()
+    reason: str | None = None
+    handles: tuple[RemovableHandle, ...] = ()
+
+    @property
+    def fired(self) -> bool:
+        """Whether values pass through the quantizer."""
+        return self.reason is None
+
+    @property
+    def parameter(self) -> nn.Parameter | None:
+        """The float original of a weight (after baking, the plain parameter); None for an input."""
+        if self.parameter_name is None:
+            return None
+        if parametrize.is_parametrized(self.module, self.parameter_name):
+            lists = cast(nn.ModuleDict, self.module.parametrizations)
+            return cast(nn.Parameter, lists[self.parameter_name].original)
+        return cast(nn.Parameter, getattr(self.module, self.parameter_name))

@@ -1,0 +1,1 @@
+"""Physical removal of groups, and the proof that nothing else changed."""

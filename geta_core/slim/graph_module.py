@@ -1,0 +1,277 @@
+"""Slimming on the exported graph: parameters are cut, and sizes that the graph holds as numbers are rewritten."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from geta_core.errors import GetaError, PruningError
+from geta_core.graph.capture import Capture, ExampleInputs, _named, first_line, where
+from geta_core.graph.dependency import Dependencies, hint, shape_of
+from geta_core.graph.labels import varying
+from geta_core.graph.rules import install_all
+from geta_core.slim.cut import Keep, cut_
+from geta_core.slim.modes import switch
+
+aten = torch.ops.aten
+
+
+def export_switchable(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, Capture]:
+    """Export in train mode with a dynamic batch; the result follows ``train()`` / ``eval()`` and has the model's names.
+
+    The parameters are shared with ``model``, whose mode is restored.
+
+    Raises:
+        GetaError: if torch.export cannot trace the model so.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model = model.train()
+    try:
+        program = _dynamic_export(model, inputs)
+    finally:
+        for owner, training in modes.items():
+            owner.training = training
+    program.graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: _writes(node))
+    return program.module(check_guards=False), _named(model, program)
+
+
+def _writes(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _dynamic_export(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
+    batch = batch_size(inputs)
+
+    def dynamic(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
+            return {0: torch.export.Dim.AUTO}
+        return None
+
+    shapes: Any = torch.utils._pytree.tree_map(dynamic, (inputs.args, inputs.kwargs))
+    spec = shapes[1] if inputs.kwargs and not inputs.args else shapes[0]
+    if inputs.kwargs and inputs.args:
+        spec = None
+    try:
+        return torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=spec, strict=False)
+    except Exception as error:
+        raise GetaError(f"torch.export cannot trace the model in train mode: {first_line(error)}") from error
+
+
+def batch_size(inputs: ExampleInputs) -> int:
+    """First dimension of the first tensor."""
+    return int(next(leaf.shape[0] for leaf in inputs.leaves() if isinstance(leaf, Tensor) and leaf.dim() > 0))
+
+
+def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep) -> fx.GraphModule:
+    """A graph module with smaller parameters that computes what ``model`` computes with the cut indices at zero.
+
+    Args:
+        model: a model without parametrizations; it is not changed.
+        inputs: example inputs in the model's dtype.
+        keep: indices that stay.
+
+    Raises:
+        PruningError: if a number in the graph cannot follow the cut.
+    """
+    module, captured = export_switchable(copy.deepcopy(model), inputs)
+    rewrite(module, captured, keep)
+    switch(module, _counters(module))
+    cut_(module, keep)
+    module.recompile()
+    return module
+
+
+def as_switchable(model: nn.Module, inputs: ExampleInputs) -> fx.GraphModule:
+    """The graph of a finished model, for any batch size and both modes; a graph module is returned as it is."""
+    if isinstance(model, fx.GraphModule):
+        return model
+    module, _ = export_switchable(model, inputs)
+    switch(module, _counters(module))
+    return module
+
+
+def _counters(module: fx.GraphModule) -> set[fx.Node]:
+    """Buffers of whole numbers, which training counts up in place."""
+    attributes = [node for node in module.graph.nodes if node.op == "get_attr"]
+    return {node for node in attributes if not _attribute(module, str(node.target)).is_floating_point()}
+
+
+def _attribute(module: nn.Module, path: str) -> Tensor:
+    owner, _, leaf = path.rpartition(".")
+    return cast(Tensor, getattr(module.get_submodule(owner), leaf))
+
+
+def rewrite(module: fx.GraphModule, captured: Capture, keep: Keep) -> None:
+    """Rewrite the numbers of a dynamic graph that stand for cut sizes.
+
+    The graph of ``module`` mirrors that of ``captured``, which carries shapes; nodes correspond by name.
+    """
+    install_all()
+    first = Dependencies(captured, "head", True)
+    first.run()
+    flags = torch.zeros(first.space.size, dtype=torch.bool)
+    for (name, dim), index in keep.items():
+        slot = first.space.slots.get((name, dim))
+        if slot is not None:
+            part = torch.ones(slot.size, dtype=torch.bool)
+            part[index] = False
+            flags[slot.offset : slot.offset + slot.size] = part
+    removal = Removal(first, flags)
+    twins = {node.name: node for node in module.graph.nodes}
+    for node in captured.graph.nodes:
+        rewriter = _REWRITERS.get(getattr(node.target, "overloadpacket", None)) if node.op == "call_function" else None
+        twin = twins.get(node.name)
+        if rewriter is not None and twin is not None:
+            rewriter(removal, node, twin)
+    module.graph.lint()
+    module.recompile()
+
+
+class Removal:
+    """Which indices of each value's dimensions are gone."""
+
+    def __init__(self, first: Dependencies, dead: Tensor) -> None:
+        self.first, self.dead = first, dead
+
+    def gone(self, node: fx.Node, dim: int, output: int | None = None) -> Tensor:
+        """Bool [size]: removed indices of dimension ``dim`` of a value (of result number ``output``)."""
+        value = self.first.values.get(node, ())
+        layers = value[output] if output is not None else value
+        size = _shape(node, output)[dim]
+        found = torch.zeros(size, dtype=torch.bool)
+        for layer in cast(tuple[Tensor, ...], layers):
+            if dim in varying(layer):
+                flat = layer.movedim(dim, 0).reshape(layer.shape[dim], -1)
+                found |= ((flat >= 0) & self.dead[flat.clamp(min=0)]).all(1)
+        return found
+
+    def size(self, node: fx.Node, dim: int, output: int | None = None) -> int:
+        """Number of indices that stay."""
+        return int((~self.gone(node, dim, output)).sum())
+
+    def changed(self, node: fx.Node) -> bool:
+        """Whether any dimension of a value gets smaller."""
+        return any(bool(self.gone(node, dim).any()) for dim in range(len(shape_of(node))))
+
+
+def _shape(node: fx.Node, output: int | None) -> tuple[int, ...]:
+    value = node.meta["val"]
+    value = value[output] if output is not None else value
+    return tuple(hint(size) for size in value.shape)
+
+
+def _sizes(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    sizes = list(cast(list[Any], node.args[1]))
+    new = [
+        removal.size(node, dim) if isinstance(size, int) and size != -1 else twin_size
+        for dim, (size, twin_size) in enumerate(zip(sizes, cast(list[Any], twin.args[1]), strict=True))
+    ]
+    twin.args = (twin.args[0], new, *twin.args[2:])
+
+
+def _unflatten(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    dim = int(cast(int, node.args[1])) % len(shape_of(node.args[0]))
+    sizes = cast(list[Any], node.args[2])
+    new = [removal.size(node, dim + i) if isinstance(s, int) and s != -1 else s for i, s in enumerate(sizes)]
+    twin.args = (twin.args[0], dim, new)
+
+
+def _normalized(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    count, rank = len(cast(list[int], node.args[1])), len(shape_of(node))
+    shape = [removal.size(node, dim) for dim in range(rank - count, rank)]
+    twin.args = (twin.args[0], shape, *twin.args[2:])
+
+
+def _group_norm(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    groups, channels = int(cast(int, node.args[1])), shape_of(node)[1]
+    kept = removal.size(node, 1)
+    twin.args = (twin.args[0], kept * groups // channels, *twin.args[2:])
+
+
+def _conv(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    groups = int(cast(int, node.args[6])) if len(node.args) > 6 else int(cast(int, node.kwargs.get("groups", 1)))
+    x, w = cast(fx.Node, node.args[0]), shape_of(node.args[1])
+    channel = len(shape_of(x)) - (len(w) - 1)
+    if groups > 1 and shape_of(x)[channel] == groups:
+        kept = removal.size(x, channel)
+        if len(node.args) > 6:
+            twin.args = (*twin.args[:6], kept, *twin.args[7:])
+        else:
+            twin.kwargs = {**twin.kwargs, "groups": kept}
+
+
+def _pieces(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    """split, split_with_sizes and chunk become split_with_sizes."""
+    count, rank = len(node.meta["val"]), len(shape_of(node.args[0]))
+    dim = int(cast(int, node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0))) % rank
+    if not bool(removal.gone(cast(fx.Node, node.args[0]), dim).any()):
+        return
+    twin.target = aten.split_with_sizes.default
+    twin.args = (twin.args[0], [removal.size(node, dim, i) for i in range(count)], dim)
+    twin.kwargs = {}
+
+
+def _slice(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    source = cast(fx.Node, node.args[0])
+    rank = len(shape_of(source))
+    dim = int(cast(int, node.args[1] if len(node.args) > 1 else 0)) % rank
+    gone = removal.gone(source, dim)
+    if not bool(gone.any()):
+        return
+    size, given = len(gone), [*node.args[2:], *[None] * 3]
+    step = given[2] or 1
+    if step != 1:
+        raise PruningError(f"a slice with a step over pruned channels cannot be rewritten, at {where(node)}")
+    start, end = (_clamped(value, default, size) for value, default in zip(given[:2], (0, size), strict=True))
+    alive = (~gone).long().cumsum(0)
+    new = [int(alive[bound - 1]) if bound else 0 for bound in (start, end)]
+    twin.args, twin.kwargs = (twin.args[0], dim, *new), {}
+
+
+def _clamped(value: Any, default: int, size: int) -> int:
+    if value is None:
+        return default
+    return max(0, min(int(value) + size if value < 0 else int(value), size))
+
+
+def _select(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    source = cast(fx.Node, node.args[0])
+    dim, index = int(cast(int, node.args[1])) % len(shape_of(source)), int(cast(int, node.args[2]))
+    gone = removal.gone(source, dim)
+    if bool(gone.any()):
+        index %= len(gone)
+        if bool(gone[index]):
+            raise PruningError(f"a selected channel was pruned, at {where(node)}")
+        twin.args = (twin.args[0], dim, int((~gone[:index]).sum()))
+
+
+def _attention(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    """The scale stays that of the original width of a head."""
+    if node.kwargs.get("scale") is None and (len(node.args) < 7 or node.args[6] is None):
+        twin.kwargs = {**twin.kwargs, "scale": shape_of(node.args[0])[-1] ** -0.5}
+
+
+def _fixed(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    if removal.changed(cast(fx.Node, node.args[0])):
+        raise PruningError(f"{node.target} over pruned channels cannot be rewritten, at {where(node)}")
+
+
+_REWRITERS: dict[Any, Callable[[Removal, fx.Node, fx.Node], None]] = {
+    **dict.fromkeys([aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.broadcast_to], _sizes),
+    aten.unflatten: _unflatten,
+    **dict.fromkeys([aten.layer_norm, aten.rms_norm], _normalized),
+    aten.group_norm: _group_norm,
+    **dict.fromkeys([aten.conv1d, aten.conv2d, aten.conv3d], _conv),
+    **dict.fromkeys([aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d], _conv),
+    **dict.fromkeys([aten.split, aten.split_with_sizes, aten.chunk], _pieces),
+    aten.slice: _slice,
+    aten.select: _select,
+    aten.scaled_dot_product_attention: _attention,
+    **dict.fromkeys([aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle], _fixed),
+}

@@ -1,0 +1,96 @@
+"""Graph operations that follow ``module.training``; torch.export freezes them to the mode of the export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+aten = torch.ops.aten
+
+
+class BatchNorm(nn.Module):
+    """Batch statistics while training, running ones otherwise."""
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        *settings: Any,
+    ) -> Tensor:
+        """Normalize ``x`` [N, C, ...]; settings are the frozen mode, momentum, eps and a flag for cuDNN."""
+        _, momentum, eps, _ = settings
+        return F.batch_norm(x, mean, variance, weight, bias, self.training or mean is None, momentum, eps)
+
+
+class Dropout(nn.Module):
+    """Dropout while training."""
+
+    def forward(self, x: Tensor, p: float, training: bool) -> Tensor:
+        """Drop elements of ``x``."""
+        return F.dropout(x, p, self.training)
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention; dropout only while training."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: float = 0.0, *rest: Any, **named: Any
+    ) -> Tensor:
+        """Attend; shapes [..., L, E], [..., S, E], [..., S, Ev]."""
+        named.pop("dropout_p", None)
+        mask = named.pop("attn_mask", mask)
+        return F.scaled_dot_product_attention(q, k, v, mask, p if self.training else 0.0, *rest, **named)
+
+
+class CountIfTraining(nn.Module):
+    """A buffer that counts training steps."""
+
+    def forward(self, counter: Tensor, step: int) -> Tensor:
+        """Add ``step`` in place while training."""
+        return counter.add_(step) if self.training else counter
+
+
+MODES: dict[Any, type[nn.Module]] = {
+    aten.batch_norm.default: BatchNorm,
+    aten.dropout.default: Dropout,
+    aten.scaled_dot_product_attention.default: Attention,
+    aten.add_.Tensor: CountIfTraining,
+}
+"""Which module replaces which operation of a graph that was exported in train mode."""
+
+
+def kind_of(node: fx.Node, counters: set[fx.Node]) -> type[nn.Module] | None:
+    """The module that replaces a node; an in-place sum only where it counts steps in a buffer."""
+    kind = MODES.get(node.target) if node.op == "call_function" else None
+    return None if kind is CountIfTraining and node.args[0] not in counters else kind
+
+
+def switch(module: fx.GraphModule, counters: set[fx.Node]) -> None:
+    """Replace the mode-dependent operations and give ``train()`` and ``eval()`` back."""
+    for node in list(module.graph.nodes):
+        kind = kind_of(node, counters)
+        if kind is None:
+            continue
+        name = f"_mode_{node.name}"
+        module.add_submodule(name, kind())
+        with module.graph.inserting_before(node):
+            replacement = module.graph.call_module(name, node.args, node.kwargs)
+        replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement)
+        module.graph.erase_node(node)
+    enable_modes(module)
+    module.graph.lint()
+    module.recompile()
+
+
+def enable_modes(module: fx.GraphModule) -> None:
+    """torch.export forbids ``train()`` and ``eval()`` on its modules; these are nn.Module's own again."""
+    for name in ("train", "eval"):
+        module.__dict__.pop(name, None)
+        setattr(module, name, getattr(nn.Module, name).__get__(module, type(module)))

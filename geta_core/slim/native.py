@@ -1,0 +1,124 @@
+"""Try the user's own module class first: cut, run, compare; adjust integer attributes where that makes it right."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import fx, nn
+
+from geta_core.graph.capture import ExampleInputs, first_line
+from geta_core.graph.dependency import shape_of
+from geta_core.graph.groups import GroupGraph
+from geta_core.slim.cut import Keep, cut_, integer_attributes
+from geta_core.slim.graph_module import Removal
+from geta_core.slim.verify import TOLERANCE_64, difference
+
+MOST_ATTEMPTS = 64
+"""Sets of attributes that are tried before the graph module is taken."""
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Change:
+    """An integer attribute that follows the cut."""
+
+    module: str
+    attribute: str
+    value: int
+
+
+def candidates(model: nn.Module, graph: GroupGraph, dead: torch.Tensor) -> list[Change]:
+    """Attributes that hold the old size of a cut dimension, in modules whose forward shapes a tensor by it."""
+    removal = Removal(graph.first, graph.dead_ids(dead))
+    shaping = (aten.view, aten.reshape, aten._unsafe_view, aten.unflatten, aten.split, aten.slice, aten.expand)
+    found: dict[tuple[str, str], Change] = {}
+    modules = dict(model.named_modules())
+    for node in graph.capture.graph.nodes:
+        if getattr(node.target, "overloadpacket", None) not in shaping:
+            continue
+        for old, new in _changed_sizes(removal, node):
+            for path, name in _holders(modules, node, old):
+                found.setdefault((path, name), Change(path, name, new))
+    return list(found.values())
+
+
+def _changed_sizes(removal: Removal, node: fx.Node) -> list[tuple[int, int]]:
+    results: Sequence[int | None] = [None]
+    if isinstance(node.meta["val"], (list, tuple)):
+        results = range(len(node.meta["val"]))
+    sizes = []
+    for output in results:
+        value = node.meta["val"] if output is None else node.meta["val"][output]
+        for dim, size in enumerate(value.shape):
+            kept = removal.size(node, dim, output)
+            if kept != int(size):
+                sizes.append((int(size), kept))
+    source = node.args[0]
+    if isinstance(source, fx.Node) and shape_of(source):
+        for dim, size in enumerate(shape_of(source)):
+            if not isinstance(removal.first.values.get(source), list):
+                kept = removal.size(source, dim)
+                if kept != size:
+                    sizes.append((size, kept))
+    return sizes
+
+
+def _holders(modules: dict[str, nn.Module], node: fx.Node, value: int) -> Iterable[tuple[str, str]]:
+    for path, _ in node.meta.get("nn_module_stack", {}).values():
+        owner = modules.get(path)
+        if owner is not None:
+            for name in integer_attributes(owner, value):
+                yield path, name
+
+
+def slim_native(
+    baked64: nn.Module, graph: GroupGraph, dead: torch.Tensor, keep: Keep, inputs64: ExampleInputs
+) -> tuple[tuple[Change, ...] | None, str]:
+    """Find attribute changes with which the cut module equals the zeroed one in float64.
+
+    Args:
+        baked64: the zeroed model in float64, without parametrizations.
+        graph: its groups.
+        dead: bool [num_prunable].
+        keep: indices that stay.
+        inputs64: example inputs in float64.
+
+    Returns:
+        The changes, or None and the first failure.
+    """
+    reason = ""
+    reference = copy.deepcopy(baked64)
+    for changes in _attempts(candidates(baked64, graph, dead)):
+        trial = copy.deepcopy(baked64)
+        try:
+            apply_(trial, keep, changes)
+            gap = difference(reference, trial, inputs64)
+        except Exception as error:  # noqa: BLE001  # a user's forward may fail in any way; the first failure is reported
+            reason = reason or first_line(error)
+            continue
+        if gap.worst <= TOLERANCE_64:
+            return changes, ""
+        reason = reason or f"outputs differ by {gap.worst:.2g}"
+    return None, reason
+
+
+def apply_(model: nn.Module, keep: Keep, changes: Iterable[Change]) -> nn.Module:
+    """Cut in place and set the attributes."""
+    cut_(model, keep)
+    for change in changes:
+        setattr(model.get_submodule(change.module), change.attribute, change.value)
+    return model
+
+
+def _attempts(changes: list[Change]) -> Iterable[tuple[Change, ...]]:
+    """No change first, then sets of attribute names, small sets first; modules of one attribute name move together."""
+    names = sorted({change.attribute for change in changes})
+    subsets = itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(len(names) + 1))
+    for subset in itertools.islice(subsets, MOST_ATTEMPTS):
+        yield cast(tuple[Change, ...], tuple(change for change in changes if change.attribute in subset))

@@ -1,0 +1,93 @@
+"""Proof that two models compute the same: in float64 to rounding, in float32 as far as its rounding allows."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geta_core.graph.capture import ExampleInputs
+from geta_core.slim.graph_module import batch_size
+
+TOLERANCE_64 = 1e-10
+"""Largest difference in float64, relative to the largest output (at least 1)."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest difference between two models' outputs, relative to max(1, largest output)."""
+
+    eval_mode: float
+    train_mode: float | None
+    """None where dropout makes two runs differ by chance."""
+
+    @property
+    def worst(self) -> float:
+        """The larger of the two; infinite where a result is not a number."""
+        found = max(self.eval_mode, self.train_mode or 0.0)
+        return found if found == found else float("inf")
+
+
+def with_batch(inputs: ExampleInputs, count: int) -> ExampleInputs:
+    """The example with ``count`` rows: rows are repeated in turn."""
+    size = batch_size(inputs)
+
+    def rows(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 0 or tensor.shape[0] != size:
+            return tensor
+        return tensor.index_select(0, torch.arange(count, device=tensor.device) % size)
+
+    return inputs.map(rows)
+
+
+def as_double(inputs: ExampleInputs) -> ExampleInputs:
+    """Floating inputs in float64."""
+    return inputs.map(lambda t: t.double() if t.is_floating_point() else t)
+
+
+def outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
+    """Every tensor that the model returns."""
+    found: Any = inputs.run(model)
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+def difference(reference: nn.Module, other: nn.Module, inputs: ExampleInputs, *, train: bool = True) -> Difference:
+    """Compare on two batch sizes, in eval mode and (without dropout) in train mode; neither model is changed."""
+    sizes = (batch_size(inputs), batch_size(inputs) + 1)
+    batches = [with_batch(inputs, size) for size in sizes]
+    with torch.no_grad():
+        evaluated = max(_largest(reference.eval(), other.eval(), batch) for batch in batches)
+        trained = None
+        if train and not is_random(reference, batches[1]):
+            copies = copy.deepcopy(reference).train(), copy.deepcopy(other).train()
+            trained = max(_largest(*copies, batch) for batch in batches)
+    return Difference(evaluated, trained)
+
+
+def is_random(model: nn.Module, inputs: ExampleInputs) -> bool:
+    """Whether train mode gives another result under another seed (dropout, stochastic depth)."""
+    results = []
+    for seed in (0, 1):
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            results.append(outputs(copy.deepcopy(model).train(), inputs))
+    return any(not torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def _largest(reference: nn.Module, other: nn.Module, batch: ExampleInputs) -> float:
+    worst = 0.0
+    expected, found = outputs(reference, batch), outputs(other, batch)
+    if len(expected) != len(found):
+        return float("inf")
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if a.numel():
+            scale = max(1.0, float(a.abs().max()))
+            gap = float((a.double() - b.double()).abs().max()) / scale
+            worst = max(worst, gap if gap == gap else float("inf"))
+    return worst

@@ -1,0 +1,73 @@
+"""From a configuration to everything that a training needs; nothing is written here."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from baselines.base import Method
+from baselines.registry import METHODS
+from geta_core.errors import ConfigError
+from orchestration.config import TASK_STATES, Config
+from orchestration.device import choose_compute, set_up_process
+from orchestration.models import registry
+from orchestration.optim import build_scheduler
+from orchestration.state import Session
+from orchestration.tasks import TASKS
+from orchestration.tasks.base import Task
+from orchestration.weights import load_weights
+
+CALIBRATION_BATCHES = 8
+
+
+def assemble(config: Config) -> Session:
+    """Read the data, build and prepare the model, and make optimizer and scheduler.
+
+    Raises:
+        GetaError: for whatever does not fit together.
+    """
+    compute = choose_compute(config.run)
+    set_up_process(config.run)
+    task = cast(Task, TASKS.resolve(config.task.name)(**config.task.options))
+    task.setup(config.run.seed, compute.placement)
+    model = compute.place(build_model(config, task)).train()
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    method = cast(Method, METHODS.resolve(config.method.name)(**config.method.options))
+    prepared = method.prepare(model, task.example_inputs(), task.calibration_batches(CALIBRATION_BATCHES))
+    prepared.model.train()
+    total_steps = config.run.steps or config.run.epochs * task.steps_per_epoch()
+    settings = config.optimizer
+    optimizer = method.optimizer(prepared, total_steps, settings.optimizer_class(), **settings.keywords())
+    return Session(
+        config=config,
+        task=task,
+        method=method,
+        compute=compute,
+        prepared=prepared,
+        model=cast(nn.Module, torch.compile(prepared.model)) if config.run.compile else prepared.model,
+        optimizer=optimizer,
+        scheduler=build_scheduler(config.scheduler, optimizer, total_steps),
+        scaler=compute.scaler(),
+        total_steps=total_steps,
+        dense_shapes=shapes,
+        first_bad=torch.tensor(-1, device=compute.device),
+    )
+
+
+def build_model(config: Config, task: Task) -> nn.Module:
+    """Build the model for the task's data and load the weights it starts from, on the CPU.
+
+    Raises:
+        GetaError: when the options or the weights do not fit.
+    """
+    entry = registry.find(config.model.name)
+    stated = {key: value for key, value in task.model_options().items() if key in TASK_STATES and entry.accepts(key)}
+    options: dict[str, Any] = {**stated, **config.model.options}
+    model = entry.build(options)
+    if config.model.weights is not None:
+        load_weights(model, config.model.weights)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError([f"model={config.model.name} must have parameters that can be trained"])
+    return model

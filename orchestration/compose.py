@@ -1,0 +1,169 @@
+"""From a command line, or from a YAML file with a few changes, to a checked ``Config``.
+
+``compose`` lets Hydra join the group files of ``orchestration/conf`` (and of the user's own ``--config-dir``), the
+recipe of the task and model, and the arguments. ``load`` reads a resolved file and needs PyYAML alone. Every fault is
+found by our own checks, so that all of them are reported at once; Hydra stops at the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geta_core.errors import ConfigError, closest
+from orchestration.config import CHOICES, SETTINGS, Config, choice_names
+from orchestration.values import read_yaml, set_key, split_arguments
+
+CONF = Path(__file__).resolve().parent / "conf"
+CHOICE_GROUPS = (*CHOICES, *(group for group in SETTINGS if group != "run"))
+DEFAULT_TASK, DEFAULT_METHOD = "digits", "geta"
+
+
+def load(path: str | Path, arguments: Sequence[str] = ()) -> Config:
+    """Read a resolved configuration and change some of its keys.
+
+    Args:
+        path: a YAML file, such as the ``resolved.yaml`` of a run directory.
+        arguments: ``group=choice`` and ``group.key=value``.
+
+    Raises:
+        ConfigError: naming every fault.
+    """
+    values = read_yaml(Path(path))
+    faults: list[str] = []
+    choices, keys = split_arguments(arguments, CHOICE_GROUPS, faults)
+    search = _Search((CONF,))
+    for group, name in choices.items():
+        if search.check(group, name, faults):
+            file = search.file(group, name)
+            values[group] = read_yaml(file) if file else {"name": name}
+    for key, value in keys.items():
+        set_key(values, key, value)
+    return Config.from_dict(values, faults)
+
+
+def compose(arguments: Sequence[str], config_dir: str | Path | None = None) -> Config:
+    """Join defaults, group files, the recipe and the arguments.
+
+    Args:
+        arguments: ``group=choice`` and ``group.key=value``.
+        config_dir: a folder of the user's own group files, searched first (``method/mine.yaml`` for ``method=mine``).
+
+    Raises:
+        ConfigError: naming every fault.
+    """
+    faults: list[str] = []
+    choices, keys = split_arguments(arguments, CHOICE_GROUPS, faults)
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError([f"--config-dir must be a folder, but {str(config_dir)!r} is none"])
+    search = _Search((Path(config_dir).resolve(), CONF) if config_dir is not None else (CONF,))
+    for group, name in list(choices.items()):
+        if not search.check(group, name, faults):
+            del choices[group]  # the group's keys cannot be checked without knowing what they belong to
+            keys = {key: value for key, value in keys.items() if key.partition(".")[0] != group}
+    choices, keys = _with_recipe(search, choices, keys)
+    if "model" not in choices and not any(key == "model.name" for key in keys):
+        missing = "model must be given (known: " + ", ".join(choice_names("model")) + "; or package.module:function)"
+        faults = faults if any("model" in fault for fault in faults) else [*faults, missing]
+        choices["model"] = "digits_cnn"
+    return Config.from_dict(_hydra(search, choices, keys), faults)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The folders that hold group files, the user's before ours."""
+
+    folders: tuple[Path, ...]
+
+    def file(self, group: str, name: str) -> Path | None:
+        """Return the group file of a choice, if there is one."""
+        if not name.replace("_", "").replace("-", "").isalnum():
+            return None
+        found = (folder / group / f"{name}.yaml" for folder in self.folders)
+        return next((path for path in found if path.is_file()), None)
+
+    def names(self, group: str) -> list[str]:
+        """Return every choice of a group."""
+        stems = {path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")}
+        return sorted({*stems, *(choice_names(group) if group in CHOICES else [])})
+
+    def check(self, group: str, name: str, faults: list[str]) -> bool:
+        """Whether a group has this choice; a fault is appended otherwise."""
+        if (group in CHOICES and ":" in name) or name in self.names(group):
+            return True
+        own = "; own code is package.module:name" if group in CHOICES else ""
+        faults.append(f"unknown {group} {name!r}{closest(name, self.names(group))}{own}")
+        return False
+
+    def recipe(self, name: str, method: str) -> dict[str, Any]:
+        """Return a recipe's dotted keys for a method; empty where there is no such recipe."""
+        path = self.file("recipe", name)
+        if path is None:
+            return {}
+        values = read_yaml(path)
+        return {**(values.get("overrides") or {}), **((values.get("methods") or {}).get(method) or {})}
+
+
+def _with_recipe(
+    search: _Search, choices: Mapping[str, str], keys: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Put the recipe of the task, and of the task with the model, under what the user asks for."""
+    task, method = choices.get("task", DEFAULT_TASK), choices.get("method", DEFAULT_METHOD)
+    recipe = search.recipe(task, method)
+    model = choices.get("model", recipe.get("model"))
+    recipe |= search.recipe(f"{task}-{model}", method)
+    # Another optimizer or scheduler than the recipe's brings its own defaults.
+    replaced = {group for group in choices if recipe.get(group) not in (None, choices[group])}
+    recipe = {key: value for key, value in recipe.items() if key.partition(".")[0] not in replaced}
+    recipe_choices = {key: str(value) for key, value in recipe.items() if "." not in key}
+    recipe_keys = {key: value for key, value in recipe.items() if "." in key}
+    return {**recipe_choices, **choices}, {**recipe_keys, **keys}
+
+
+def _hydra(search: _Search, choices: Mapping[str, str], keys: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        import hydra
+        from hydra.core.config_store import ConfigStore
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+    except ImportError as error:
+        message = "composing a command line needs hydra-core; install it, or give a resolved file with --config"
+        raise ConfigError([message]) from error
+    overrides = []
+    for group, name in choices.items():
+        if search.file(group, name):
+            overrides.append(f"{group}={name}")
+        else:  # no file: the name alone is the group's content
+            ConfigStore.instance().store(group=group, name="named", node={"name": name}, provider="geta")
+            overrides.append(f"{group}=named")
+    if len(search.folders) > 1:
+        overrides.append(f"hydra.searchpath=[{_quote(f'file://{search.folders[0]}')}]")
+    overrides += [f"++{key}={_quote(value)}" for key, value in keys.items()]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            values = OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([" ".join(str(error).split())]) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _quote(value: Any) -> str:
+    """Write a plain value in Hydra's grammar."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_quote(str(key))}: {_quote(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_quote(each) for each in value) + "]"
+    # Backslashes count only before a quote, where each must be doubled.
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
+    return f"'{text}'"

@@ -1,0 +1,79 @@
+"""What the commands share: tables, and errors as one line each with an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from geta_core.errors import ConfigError, GetaError
+from orchestration.signals import StoppedError
+
+USER_ERROR = 2
+"""Exit code when something the user can put right went wrong."""
+WIDE = 150
+"""Columns of a table that does not go to a terminal."""
+
+
+def write(text: str = "") -> None:
+    """Write a line to the output."""
+    sys.stdout.write(text + "\n")
+
+
+def complain(text: str) -> None:
+    """Write one line to the error stream."""
+    sys.stderr.write(f"geta: {' '.join(text.split())}\n")
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; what the user can put right becomes one line per fault and exit code 2."""
+    logging.basicConfig(format="geta: %(message)s", level=logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    try:
+        return command()
+    except ConfigError as error:
+        for fault in error.faults:
+            complain(fault)
+        return USER_ERROR
+    except GetaError as error:
+        complain(str(error))
+        return USER_ERROR
+    except StoppedError as stopped:
+        complain(str(stopped))
+        return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is text, the others are numbers.
+
+    Args:
+        title: stands above it.
+        columns: headings.
+        rows: cells as text.
+    """
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        _plain_table(title, columns, rows)
+        return
+    drawn = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
+    for row in rows:
+        drawn.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(drawn)
+
+
+def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[at]) for row in (columns, *rows)) for at in range(len(columns))]
+    write(title)
+    for row in (columns, ["-" * width for width in widths], *rows):
+        cells = [
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        write("  ".join(cells).rstrip())

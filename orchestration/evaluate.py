@@ -1,0 +1,51 @@
+"""Measures models: accuracy on a split, and seconds for one example."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from orchestration.device import Compute
+from orchestration.state import Session
+from orchestration.tasks.base import Split
+
+WARM_UP, REPEATS = 5, 30
+
+
+def evaluate(session: Session, split: Split, model: nn.Module | None = None) -> Mapping[str, float]:
+    """Return the task's numbers for a model, by default the one that is trained, in the run's precision."""
+    with session.compute.autocast():
+        return session.task.evaluate(session.prepared.model if model is None else model, split)
+
+
+@torch.inference_mode()
+def latency_ms(model: nn.Module, example: object, compute: Compute) -> float:
+    """Return the median time of one forward pass for a single example, in milliseconds, in evaluation mode.
+
+    Args:
+        model: on its device.
+        example: inputs as the task's ``example_inputs`` gives them; the first example of the batch is used.
+        compute: the device.
+    """
+    from torch.utils._pytree import tree_map_only
+
+    from baselines.ptq import call
+
+    single = tree_map_only(torch.Tensor, lambda tensor: tensor[:1], example)
+    training = model.training
+    model.eval()
+    times = []
+    try:
+        for _ in range(WARM_UP + REPEATS):
+            compute.wait()
+            started = time.perf_counter()
+            call(model, single)
+            compute.wait()
+            times.append(time.perf_counter() - started)
+    finally:
+        model.train(training)
+    return statistics.median(times[WARM_UP:]) * 1000

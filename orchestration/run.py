@@ -1,0 +1,146 @@
+"""One run, in reading order: check, assemble, resume, train, finish, measure, record.
+
+``python -m orchestration.run --config resolved.yaml tracker=jsonl`` needs torch, numpy, scipy, safetensors and PyYAML.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from geta_core.errors import ConfigError
+from orchestration.assemble import assemble
+from orchestration.checkpoint import CheckpointStore
+from orchestration.conclude import conclude
+from orchestration.config import Config
+from orchestration.loop import Surroundings, train
+from orchestration.progress import Progress, open_progress
+from orchestration.records import environment
+from orchestration.result import RunResult
+from orchestration.rundir import RunDirectory
+from orchestration.signals import StoppedError, stop_requests
+from orchestration.state import Session, scatter
+from orchestration.tracking import open_trackers, unfinished_trackers
+from orchestration.tracking.base import Status, Tracker
+from orchestration.tracking.jsonl import Journal
+
+
+def run(config: Config) -> RunResult:
+    """Train, compress and measure one model; go on where an earlier attempt of the same run stopped.
+
+    Args:
+        config: everything that decides the run, from ``orchestration.compose``, ``load`` or ``Config.from_dict``.
+
+    Returns:
+        The numbers that ``result.json`` in the run directory holds.
+
+    Raises:
+        GetaError: for whatever the user can put right; nothing is left behind when it is found before training.
+        StoppedError: when SIGTERM or SIGINT asked for a stop; the next attempt goes on from there.
+    """
+    started = time.perf_counter()
+    place = RunDirectory.of(config)
+    place.check(config)
+    if place.result.is_file():
+        return finished_before(config, place)
+    session = assemble(config)
+    checkpoints, journal = CheckpointStore(place.checkpoints), Journal(place.path)
+    about = environment(session.compute.name())
+    with place.lock(), stop_requests() as stop:
+        place.create(config, about)
+        notes = resume(session, checkpoints, journal)
+        with (
+            open_progress(session.total_steps, session.step, place.path.name) as progress,
+            tracked(config, place, journal, about) as trackers,
+        ):
+            tell(progress, place, session, notes)
+            around = Surroundings(journal, trackers, checkpoints, progress, stop)
+            train(session, around)
+            result, files = conclude(session, place, around, started, about)
+            for tracker in trackers:
+                tracker.files(files)
+            result.save(place.result)
+            journal.close()
+    return result
+
+
+def finished_before(config: Config, place: RunDirectory) -> RunResult:
+    """Return the result of a run that is complete; a tracker that missed its end is brought up to date."""
+    result = RunResult.load(place.result)
+    trackers = unfinished_trackers(config, place.path)
+    for tracker in trackers:
+        tracker.start(config.flat(), tags(config, place, result.environment))
+        tracker.send(Journal(place.path).lines())
+        tracker.files([place.result])
+        tracker.finish("FINISHED")
+    return result
+
+
+def resume(session: Session, checkpoints: CheckpointStore, journal: Journal) -> list[str]:
+    """Put the last good checkpoint back, if there is one.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        ConfigError: when ``run.resume=must`` and there is none.
+        ArtifactError: when there are checkpoints and none is good.
+    """
+    restored = checkpoints.restore()
+    if restored is None:
+        if session.config.run.resume == "must":
+            raise ConfigError([f"run.resume=must needs a checkpoint, but {checkpoints.folder} holds none"])
+        journal.open_at(0)
+        return []
+    scatter(session, restored.state)
+    journal.open_at(restored.state["journal"])
+    damaged = [f"ignored: {reason}" for reason in restored.damaged]
+    return [*damaged, f"goes on after step {session.step}, from {restored.path.name}"]
+
+
+@contextmanager
+def tracked(config: Config, place: RunDirectory, journal: Journal, about: dict[str, Any]) -> Iterator[list[Tracker]]:
+    """Open the trackers, and close them with the right status whatever happens."""
+    trackers = open_trackers(config, place.path)
+    status: Status = "FAILED"
+    try:
+        for tracker in trackers:
+            tracker.start(config.flat(), tags(config, place, about))
+            tracker.send(journal.lines())
+        yield trackers
+        status = "FINISHED"
+    except (StoppedError, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        for tracker in trackers:
+            tracker.finish(status)
+
+
+def tags(config: Config, place: RunDirectory, about: Any) -> dict[str, str]:
+    """Return what a tracker is told about a run besides its configuration."""
+    code = about.get("code") or {}
+    return {
+        "geta.digest": config.digest(),
+        "geta.directory": str(place.path),
+        "geta.method": config.method.name,
+        "geta.commit": str(code.get("commit", "unknown")),
+        "geta.command": about.get("command", ""),
+    }
+
+
+def tell(progress: Progress, place: RunDirectory, session: Session, notes: Sequence[str]) -> None:
+    """Say what is about to happen."""
+    device = f"{session.compute.name()}, {session.config.run.precision}"
+    progress.say(f"{place.path}: {session.total_steps} steps on {device}")
+    for note in notes:
+        progress.say(note)
+
+
+if __name__ == "__main__":
+    from orchestration.cli_run import main
+
+    sys.exit(main(sys.argv[1:], "python -m orchestration.run"))

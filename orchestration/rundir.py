@@ -1,0 +1,143 @@
+"""The directory of a run: what lies in it, who may write it, and whether a run may go on in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from geta_core.errors import ConfigError, GetaError
+from orchestration.config import Config, decides
+from orchestration.files import write_json, write_text
+from orchestration.values import read_yaml, write_yaml
+
+DEFAULT_ROOT = "runs"
+SHOWN = 6
+"""Differing keys that a message names."""
+
+
+class RunDirectory:
+    """Paths of one run.
+
+    Args:
+        path: the directory; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.resolved = self.path / "resolved.yaml"
+        self.environment = self.path / "environment.json"
+        self.result = self.path / "result.json"
+        self.artifact = self.path / "artifact"
+        self.weights = self.path / "weights.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
+
+    @classmethod
+    def of(cls, config: Config) -> RunDirectory:
+        """Return the directory that a configuration asks for."""
+        if config.run.output is not None:
+            return cls(Path(config.run.output).expanduser())
+        parts = [config.task.name, config.model.name, config.method.name, f"s{config.run.seed}", config.digest()[:8]]
+        return cls(Path(DEFAULT_ROOT) / re.sub(r"[^\w.-]+", "_", "-".join(parts)))
+
+    def check(self, config: Config) -> None:
+        """Check that the run may use this directory; nothing is left behind.
+
+        Raises:
+            ConfigError: when it cannot be written, or belongs to something else or to another configuration.
+        """
+        _check_writable(self.path)
+        if not self.path.is_dir() or not any(each.name != ".lock" for each in self.path.iterdir()):
+            return
+        if config.run.resume == "never":
+            raise ConfigError([f"run.resume=never needs a new run.output, but {self.path} holds files"])
+
+        if not self.resolved.is_file():
+            raise ConfigError([f"run.output must be a new directory or a run's, but {self.path} holds other files"])
+        differing = differences(_flat(read_yaml(self.resolved)), config.deciding())
+        if differing:
+            shown = "; ".join(differing[:SHOWN]) + ("; ..." if len(differing) > SHOWN else "")
+            raise ConfigError([f"{self.path} holds a run of another configuration ({shown}); change run.output"])
+
+    def create(self, config: Config, about: Mapping[str, Any]) -> None:
+        """Make the directory and write what the run is; a resumed run adds its own record.
+
+        Args:
+            config: the whole configuration.
+            about: command, code, versions and machine of this attempt.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.resolved.exists():
+            write_text(self.resolved, write_yaml(config.to_dict()))
+        write_json(self.environment, {"attempts": [*self.attempts(), dict(about)]})
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Return the records of the attempts so far."""
+        try:
+            found = json.loads(self.environment.read_text(encoding="utf-8"))["attempts"]
+        except (OSError, ValueError, KeyError):
+            return []
+        return list(found)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of the directory; it is freed when this process ends, however it ends.
+
+        Raises:
+            GetaError: when another process has it.
+        """
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                message = f"another process is running in {self.path}; wait for it or change run.output"
+                raise GetaError(message) from error
+            yield
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say which deciding keys changed."""
+    return [
+        f"{key}: {before.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}"
+        for key in sorted({*now, *(key for key in before if decides(key))})
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{group}.{key}": value
+        for group, keys in tree.items()
+        if isinstance(keys, Mapping)
+        for key, value in keys.items()
+    }
+
+
+def _check_writable(path: Path) -> None:
+    """Make a file where the directory will be, and remove everything that was made for it."""
+    existing = path
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigError([f"run.output={path} cannot be a directory: {existing} is a file"])
+    made = [part for part in (path, *path.parents) if part != existing and existing in part.parents]
+    try:
+        for part in reversed(made):
+            part.mkdir()
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError([f"run.output={path} cannot be written: {error.strerror}"]) from error
+    finally:
+        for part in made:
+            if part.is_dir():
+                os.rmdir(part)

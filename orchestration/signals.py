@@ -1,0 +1,55 @@
+"""Turns a request to stop into a flag that the training loop reads between steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StoppedError(Exception):
+    """The run was asked to stop; its state is in a checkpoint.
+
+    Args:
+        message: where it stopped and how it goes on.
+        signal_number: what asked for it.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class StopRequest:
+    """Holds the number of the signal that asked for a stop, 0 while there is none."""
+
+    signal_number = 0
+
+    def __bool__(self) -> bool:
+        return self.signal_number != 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note SIGTERM and the first SIGINT instead of dying; the second SIGINT interrupts at once.
+
+    Only the main thread may handle signals; elsewhere the request never comes.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal_number = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Many runs: comparisons, studies, tables and figures; and the command line that joins everything."""

@@ -1,0 +1,69 @@
+"""The console script ``geta``. Each command is imported when it is asked for, so that ``geta --help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import cast
+
+COMMANDS = {
+    "run": ("orchestration.cli_run", "main", "train, compress and measure one model"),
+    "compare": ("sweeps.compare", "main", "run several methods under one budget and print the table"),
+    "models": ("orchestration.cli_show", "models", "list the models and their keys"),
+    "tasks": ("orchestration.cli_show", "tasks", "list the data sets and their keys"),
+    "methods": ("orchestration.cli_show", "methods", "list the methods and their keys"),
+    "measure": ("orchestration.cli_show", "measure", "check a compressed model and print what it costs"),
+    "ui": ("orchestration.cli_ui", "main", "show local runs in the browser (MLflow)"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: of the command line; those of this process by default.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in COMMANDS:
+        module, function, _ = COMMANDS[given[0]]
+        return cast(int, getattr(importlib.import_module(module), function)(given[1:]))
+    parser = _parser()
+    named = parser.parse_args(given)
+    if named.command is None:
+        parser.print_help()
+        return 0
+    from geta_core.errors import closest
+
+    sys.stderr.write(f"geta: unknown command {named.command!r}{closest(named.command, COMMANDS)}\n")
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        "geta",
+        description="Joint structured pruning and mixed-precision quantization-aware training.",
+        epilog=f"commands:\n{listed}\n\n`geta COMMAND --help` explains each of them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"geta {_version()}")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of the commands below")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("geta")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

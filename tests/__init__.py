@@ -1,0 +1,1 @@
+"""Tests of geta; helpers of one area are imported as ``tests.<area>.<module>``."""

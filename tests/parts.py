@@ -1,0 +1,77 @@
+"""Parts that some tests need and a machine may lack; each probe returns what is missing, or None."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+
+
+def data_root() -> Path | None:
+    """Return the directory that holds the data sets in their standard layouts, or None."""
+    value = os.environ.get("GETA_DATA")
+    return Path(value) if value else None
+
+
+def _cifar10() -> str | None:
+    root = data_root()
+    if root is None:
+        return "GETA_DATA is not set; it names a directory that holds cifar-10-batches-py/"
+    absent = [name for name in CIFAR10_FILES if not (root / "cifar-10-batches-py" / name).is_file()]
+    return f"{root}/cifar-10-batches-py lacks {', '.join(absent)}" if absent else None
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def _compiler() -> str | None:
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        return f"torch.compile needs a C++ compiler, and {compiler!r} is not on PATH"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return None if header.is_file() else f"torch.compile needs Python's headers, and {header} does not exist"
+
+
+def _transformers() -> str | None:
+    return None if importlib.util.find_spec("transformers") else "the package transformers is not installed"
+
+
+PROBES: dict[str, Callable[[], str | None]] = {
+    "cifar10": _cifar10,
+    "compiler": _compiler,
+    "gpu": _gpu,
+    "transformers": _transformers,
+}
+
+
+@cache
+def missing(name: str) -> str | None:
+    """Return why a part is not here, or None."""
+    return PROBES[name]()
+
+
+def check(names: Iterable[str], where: str) -> frozenset[str]:
+    """Return ``names`` as a set.
+
+    Raises:
+        ValueError: a name is no part.
+    """
+    asked = frozenset(names)
+    unknown = sorted(asked - PROBES.keys())
+    if unknown:
+        raise ValueError(f"{where}: no such part: {', '.join(unknown)} (known: {', '.join(sorted(PROBES))})")
+    return asked
+
+
+def required() -> frozenset[str]:
+    """Return the parts whose absence is a failure: the comma-separated names in GETA_REQUIRE."""
+    return check((name for name in os.environ.get("GETA_REQUIRE", "").split(",") if name), "GETA_REQUIRE")

@@ -1,0 +1,1 @@
+"""Tests of the repository itself: layering, sizes, public names, what is shipped."""
