@@ -154,7 +154,8 @@ def prepare(
         config: targets and policy; defaults to ``CompressionConfig()``.
         calibration: batches like ``example_inputs`` from which the ranges of the layer inputs are taken; without
         them the
-            example inputs themselves are used.
+            example inputs themselves are used. They run in the mode that the model is in: train mode for a model that
+            will be trained, eval mode for post-training quantization.
 
     Returns:
         The prepared model.

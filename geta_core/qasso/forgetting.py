@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from geta_core.qasso.joint import Products
+from geta_core.qasso.joint import Products, without_noise
 from geta_core.qasso.quant_update import Span, Vectors
 from geta_core.qasso.segments import CPU_BLOCK, DEVICE_BLOCK, Bucket, RowSum, Slot, fill_buckets, map_rows
 from geta_core.quantize.math import decompose, working_dtype
@@ -75,6 +75,10 @@ class PrunableRows:
                 numbers.append(torch.full((rows.shape[1],), used.numel() + plain))
                 plain += 1
         number = torch.cat(numbers)
+        eps = torch.zeros(used.numel() + plain, dtype=torch.float64)
+        for rows, own in zip(ordered, numbers, strict=True):
+            eps[own] = torch.finfo(rows.parameter.dtype).eps
+        self._eps = eps.to(device)
         self.entry_of_segment = used.to(device)
         self._segment_of_row = number.to(device)
         self._sum_segments = RowSum(number, used.numel() + plain, device)
@@ -180,7 +184,8 @@ class PrunableRows:
                 sums.append(torch.stack([_row_dot(moved, moved), _row_dot(c, c), _row_dot(c, moved), residual]))
             parts.append(_join(sums, bucket))
         # A product, not a selection: shapes stay static. Rows that are not redundant drop out.
-        return Products(*self._sum_segments(torch.cat(parts, 1).double() * self._redundant_rows).unbind())
+        segments = self._sum_segments(torch.cat(parts, 1).double() * self._redundant_rows)
+        return without_noise(Products(*segments.unbind()), self._eps)
 
     def forget(self, gamma: Tensor, vectors: Vectors | None) -> None:
         """Set x <- x - lr g - gamma x^Q in the redundant rows, and 0 in the pruned ones.

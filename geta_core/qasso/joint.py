@@ -6,7 +6,7 @@ movement of the inner optimizer without weight decay, all over the redundant row
     cos_gamma ||c|| = <c, G> / ||G||,  gamma = -(1 - eta) ||G|| / (cos_gamma ||c||)  = -(1 - eta) <G, G> / <c, G>
     cos_d ||R||     = <R, G> / ||G||,  d     = -zeta eta ||G|| / (gamma cos_d ||R||) = -zeta eta <G, G> / (gamma <R, G>)
 
-Nothing is divided by a norm that may vanish, no cosine can leave [-1, 1], and lr = 0 is no special case.
+No norm that may vanish is a divisor, no cosine can leave [-1, 1], and lr = 0 is no special case.
 """
 
 from __future__ import annotations
@@ -32,6 +32,21 @@ class Products(NamedTuple):
     """<c, G>"""
     rg: Tensor
     """<R, G>"""
+
+
+def without_noise(products: Products, eps: Tensor) -> Products:
+    """Return the products with those of G set to 0 in segments where ||G|| <= 2 eps ||c||.
+
+    G is a difference of parameter values. Where it is no larger than their rounding, as for a channel without gradient
+    under weight decay, it has no direction, and neither rule may follow it.
+
+    Args:
+        products: inner products of the segments.
+        eps: machine epsilon of each segment's parameters, shape [segments].
+    """
+    noise = products.gg <= (2 * eps).square() * products.cc
+    gg, cg, rg = (value.masked_fill(noise, 0.0) for value in (products.gg, products.cg, products.rg))
+    return Products(gg, products.cc, cg, rg)
 
 
 def forget_rate(products: Products, uniform: float, eta: float) -> Tensor:

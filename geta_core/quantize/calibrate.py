@@ -27,7 +27,8 @@ def calibrate_(
 ) -> None:
     """Run the batches through the model and set the grid of every input site from what it saw, in place.
 
-    The model runs in eval mode, without gradients, with float inputs and quantized weights; its modes are restored. A
+    The model runs in the mode it is in (train before training, eval for post-training quantization), without
+    gradients, with float inputs and quantized weights; its buffers and the random state are restored. A
     site gets q_m = max|x|, the unsigned grid if no value was negative, the number of bits it has, and numel = elements
     per example, an example being an index of the first dimension of the batch's first tensor. A site that no
     floating-point tensor reached gets a reason and is otherwise left as it is. Weight sites are not touched.
@@ -48,7 +49,7 @@ def calibrate_(
     try:
         for site, observer in zip(inputs, observers, strict=True):
             site.quantizer.observer = observer
-        with _evaluating(model), torch.no_grad():
+        with _unchanged(model), torch.no_grad():
             for batch in batches:
                 run(model, batch)
                 examples += _examples(batch)
@@ -62,15 +63,21 @@ def calibrate_(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to eval mode; afterwards every module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Run the model in its own mode; afterwards its buffers and the random state are what they were.
+
+    A model about to be trained must be seen in train mode: with the initial running statistics of an untrained
+    batch norm, eval mode shows activations many times smaller than those that training will see.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        yield
+        with torch.random.fork_rng(devices=devices):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def _examples(batch: object) -> int:

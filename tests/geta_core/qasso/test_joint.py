@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from geta_core.qasso.joint import Products, forget_rate, step_size
+from geta_core.qasso.joint import Products, forget_rate, step_size, without_noise
 from geta_core.quantize.math import decompose, step_for_bits
 
 ETA, ZETA = 0.999, 0.9
@@ -82,6 +82,16 @@ def test_whatever_the_products_the_results_are_usable(
     gamma, d = step_size(scalars(gg, cc, cg, rg), gamma, low, high, ZETA * ETA)
     assert 0 <= float(gamma) <= 1
     assert 1e-4 <= float(d) <= 1e-1
+
+
+def test_a_movement_below_the_rounding_of_the_values_has_no_direction() -> None:
+    eps = torch.full((2,), 1e-7, dtype=torch.float64)
+    one = torch.ones(2, dtype=torch.float64)
+    gg = torch.tensor([3.9e-14, 4.1e-14], dtype=torch.float64)
+    found = without_noise(Products(gg, one, -one, -one), eps)
+    assert found.gg.tolist() == [0.0, 4.1e-14]
+    assert found.cg.tolist() == found.rg.tolist() == [0.0, -1.0]
+    assert forget_rate(found, 0.25, ETA)[0] == 0.25
 
 
 def test_the_doubly_negative_case_descends() -> None:

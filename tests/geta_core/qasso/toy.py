@@ -1,4 +1,4 @@
-"""Small real models with real quantizers and hand-made slots, so that the optimizer is tested without the graph analysis."""
+"""Small real models with real quantizers and hand-made slots: the optimizer without the graph analysis."""
 
 from __future__ import annotations
 

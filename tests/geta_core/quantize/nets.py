@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geta_core.config import CompressionConfig
-from geta_core.quantize import QuantSite, attach, calibrate_, get_kernel, kernels, set_kernel
+from geta_core.quantize import QuantSite, attach, blocks, calibrate_, get_kernel, kernels, set_kernel
 
 
 class Tied(nn.Module):
@@ -71,12 +71,12 @@ def kernel(name: kernels.Kernel) -> Iterator[None]:
 @contextmanager
 def block_size(elements: int) -> Iterator[None]:
     """Make the blocked code run for every size, in blocks of this many elements."""
-    before = kernels.BLOCK, kernels._LEAST
-    kernels.BLOCK, kernels._LEAST = elements, 1
+    before = blocks.BLOCK, blocks.LEAST
+    blocks.BLOCK, blocks.LEAST = elements, 1
     try:
         yield
     finally:
-        kernels.BLOCK, kernels._LEAST = before
+        blocks.BLOCK, blocks.LEAST = before
 
 
 def triple(q_m: float, bits: float, t: float | None, signed: bool, dtype: torch.dtype = torch.float32) -> list[Tensor]:

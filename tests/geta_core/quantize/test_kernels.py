@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from geta_core.errors import ConfigError, GetaError
-from geta_core.quantize import get_kernel, kernels, quantize, quantize_backward, set_kernel
+from geta_core.quantize import blocks, get_kernel, kernels, quantize, quantize_backward, set_kernel
 from tests.geta_core.quantize.nets import block_size, kernel, triple
 
 KINDS = [(signed, t) for signed in (True, False) for t in (None, 1.2)]
@@ -72,7 +72,7 @@ def test_blocks_equal_plain(
 
 
 @pytest.mark.parametrize(("signed", "exponent"), KINDS)
-@pytest.mark.parametrize("size", [kernels._LEAST, kernels.BLOCK + 12_345])
+@pytest.mark.parametrize("size", [blocks.LEAST, blocks.BLOCK + 12_345])
 def test_blocks_of_the_real_size_equal_plain(signed: bool, exponent: float | None, size: int) -> None:
     x, g = torch.randn(size), torch.randn(size)
     d, q_m, *rest = triple(2.0, 8, exponent, signed)
@@ -169,4 +169,4 @@ def test_auto_needs_no_compiler_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> N
     d, q_m = triple(1.3, 5, None, True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        kernels.forward(torch.randn(kernels._LEAST), d, q_m, None, True)
+        kernels.forward(torch.randn(blocks.LEAST), d, q_m, None, True)

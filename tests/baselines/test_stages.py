@@ -1,0 +1,47 @@
+"""Stage lengths as fractions and as steps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baselines.stages import Stages
+from geta_core.errors import ConfigError
+
+
+@given(st.integers(100, 5000), st.floats(0.05, 0.3), st.floats(0.05, 0.3), st.floats(0.15, 0.3))
+def test_fractions_fill_the_run(total: int, warmup: float, projection: float, joint: float) -> None:
+    schedule = Stages(warmup=warmup, projection=projection, joint=joint).schedule(total)
+    assert schedule.total == total
+    assert abs(schedule.warmup - warmup * total) <= 1
+    assert abs(schedule.joint - joint * total) <= 1
+
+
+def test_steps_and_fractions_may_be_mixed() -> None:
+    schedule = Stages(warmup=0, projection=0.25, joint=30).schedule(100)
+    assert (schedule.warmup, schedule.projection, schedule.joint, schedule.cooldown) == (0, 25, 30, 45)
+    schedule = Stages(warmup=10, projection=20, joint=30, cooldown=40).schedule(100)
+    assert (schedule.warmup, schedule.projection, schedule.joint, schedule.cooldown) == (10, 20, 30, 40)
+
+
+def test_one_step_and_the_whole_run_are_different_things() -> None:
+    assert Stages(warmup=1, projection=0, joint=0).schedule(50).warmup == 1
+    assert Stages(warmup=1.0, projection=0.0, joint=0.0).schedule(50).warmup == 50
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        (Stages(warmup=0.5, projection=0.4, joint=0.3), "must not exceed 1, but sum to 1.2"),
+        (Stages(warmup=60, projection=40, joint=30), "must fit the run's 100 steps, but are warmup 60"),
+        (Stages(warmup=10, projection=10, joint=10, cooldown=10), "cooldown 10"),
+        (Stages(warmup=0.1, projection=0.1, joint=0.1, cooldown=0.1), "sum to"),
+        (Stages(projection=3, warmup=0, joint=10), "method.projection_periods must not exceed method.projection"),
+    ],
+)
+def test_lengths_that_do_not_fit(stages: Stages, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        stages.schedule(100)
+    assert words in str(caught.value)
+    assert "schedule." not in str(caught.value), "the user wrote method.<key>"
