@@ -16,7 +16,7 @@ import geta_core as geta
 from geta_core.quantize.math import quantize, step_for_bits
 
 SHARES = 80
-"""Ranges that are tried, from 1/80 to the whole of the largest magnitude."""
+"""Ranges that are tried, from the whole of the largest magnitude down to 1/80 of it."""
 SAMPLES = 1 << 16
 """Values of an input that are kept per calibration batch."""
 
@@ -64,8 +64,8 @@ def least_squares_range(rows: Tensor, bits: int, signed: bool) -> Tensor:
     largest = rows.abs().amax(1) if signed else rows.amax(1).clamp(min=0)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
     best, least = largest, torch.full_like(largest, torch.inf)
-    for share in torch.linspace(1, SHARES, SHARES) / SHARES:
-        q_m = (largest * share).unsqueeze(1)
+    for number in range(SHARES, 0, -1):
+        q_m = (largest * (number / SHARES)).unsqueeze(1)
         error = (quantize(rows, step_for_bits(bits, q_m, None, signed), q_m, None, signed) - rows).square().mean(1)
         best = torch.where(error < least, q_m.squeeze(1), best)
         least = torch.minimum(error, least)

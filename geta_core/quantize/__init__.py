@@ -1,6 +1,6 @@
 """Learnable quantizers: formulas, kernels, the operator, the module, and how they are attached to a model."""
 
-from geta_core.quantize.attach import attach, bake_, detach_input_, quantizable_weights
+from geta_core.quantize.attach import attach, bake_, detach_input_, detach_weight_, quantizable_weights
 from geta_core.quantize.attention import Attention, replace_attention_
 from geta_core.quantize.calibrate import calibrate_
 from geta_core.quantize.kernels import get_kernel, set_kernel
@@ -20,6 +20,7 @@ __all__ = [
     "calibrate_",
     "decompose",
     "detach_input_",
+    "detach_weight_",
     "fake_quantize",
     "get_kernel",
     "levels",

@@ -67,12 +67,6 @@ def attach(model: nn.Module, config: CompressionConfig) -> list[QuantSite]:
         _check(name, module)
     replace_attention_(model)
     weights = _attach_weights(model, layers, config) if config.weight_bits is not None else []
-    if config.recompute:
-        # Before the input hooks: a hook that makes x^Q must run inside the frame.
-        owners = {id(owner): owner for site in weights for owner, _ in site.owners}
-        inputs = layers if config.activation_bits is not None else []
-        for module in (owners | {id(layer): layer for _, layer in inputs}).values():
-            recompute.install_(module)
     return weights + (_attach_inputs(layers, config) if config.activation_bits is not None else [])
 
 
@@ -139,6 +133,8 @@ def _attach_weights(
     for site in sites:
         for owner, name in site.owners:
             parametrize.register_parametrization(owner, name, site.quantizer)
+            if config.recompute:
+                site.handles += recompute.install_(owner)
     return sites
 
 
@@ -169,6 +165,8 @@ def _attach_inputs(layers: Iterable[tuple[str, nn.Module]], config: CompressionC
         )
         quantizer.train(module.training)
         module.add_module(INPUT_QUANTIZER, quantizer)
+        # The frame of recompute comes first: x^Q must be made inside it.
+        frame = recompute.install_(module) if config.recompute else ()
         hook = QuantizeInput(_ATTENTION_INPUTS if isinstance(module, nn.MultiheadAttention) else ())
         site = QuantSite(
             name=f"{module_name}.input".lstrip("."),
@@ -176,19 +174,32 @@ def _attach_inputs(layers: Iterable[tuple[str, nn.Module]], config: CompressionC
             quantizer=quantizer,
             module=module,
             module_name=module_name,
-            handles=(module.register_forward_pre_hook(hook, with_kwargs=True),),
+            handles=(*frame, module.register_forward_pre_hook(hook, with_kwargs=True)),
         )
         sites.append(site)
     return sites
 
 
 def detach_input_(site: QuantSite) -> None:
-    """Remove an input site's hook and quantizer from its module; a second call does nothing."""
+    """Remove an input site's hooks and quantizer from its module; a second call does nothing."""
+    _remove_hooks_(site)
+    if getattr(site.module, INPUT_QUANTIZER, None) is site.quantizer:
+        delattr(site.module, INPUT_QUANTIZER)
+
+
+def detach_weight_(site: QuantSite) -> None:
+    """Make a weight the plain float parameter again, at all of its owners; a second call does nothing."""
+    _remove_hooks_(site)
+    for owner, name in site.owners:
+        if parametrize.is_parametrized(owner, name):
+            _own_class_(owner)
+            parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
+
+
+def _remove_hooks_(site: QuantSite) -> None:
     for handle in site.handles:
         handle.remove()
     site.handles = ()
-    if getattr(site.module, INPUT_QUANTIZER, None) is site.quantizer:
-        delattr(site.module, INPUT_QUANTIZER)
 
 
 @torch.no_grad()
@@ -206,10 +217,7 @@ def bake_(model: nn.Module, sites: Iterable[QuantSite]) -> None:
             continue
         q = site.quantizer
         values = math.quantize(parameter, q.d, q.q_m, q.t, q.signed)
-        for owner, name in site.owners:
-            if parametrize.is_parametrized(owner, name):
-                _own_class_(owner)
-                parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
+        detach_weight_(site)
         parameter.copy_(values)
 
 

@@ -1,8 +1,8 @@
 """The two formulas on the CPU, eagerly, in blocks that stay in the cache.
 
-A large tensor passes through memory once instead of once per operation, and no temporary has its size. Every element sees
-the operations of :mod:`geta_core.quantize.math` in the same order, so that forward values are the same bits; only sums are
-added up in another order. Comparisons go into float buffers: into booleans they are several times slower.
+A large tensor passes through memory once instead of once per operation, and no temporary has its size. Every element
+sees the operations of :mod:`geta_core.quantize.math` in the same order, so that forward values are the same bits; only
+sums are added up in another order. Comparisons go into float buffers: into booleans they are several times slower.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ def forward(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -
     source, target = _ordered(order, d, x, out)
     rows = _rows(source)
     buffers = _buffers(2, source, rows)
-    for a, b, grid in zip(
-        source.split(rows), target.split(rows), _grids(order, source, d, q_m, t, signed), strict=True
-    ):
+    grids = _grids(order, source, d, q_m, t, signed)
+    for a, b, grid in zip(source.split(rows), target.split(rows), grids, strict=True):
         _forward_block(a, b, buffers, grid)
     return out
 
@@ -56,13 +55,10 @@ def backward(
     parts = _ordered(order, d, g, x, g_x)
     rows = _rows(parts[1])
     buffers = _buffers(3, parts[1], rows)
-    sums = [
-        _backward_block(*blocks, buffers, grid)
-        for *blocks, grid in zip(
-            *(part.split(rows) for part in parts), _grids(order, parts[1], d, q_m, t, signed), strict=True
-        )
-    ]
-    g_d, g_q, *rest = (_joined(values, order, like) for values, like in zip(zip(*sums, strict=True), (d, q_m, t)))
+    grids = _grids(order, parts[1], d, q_m, t, signed)
+    pieces = zip(*(part.split(rows) for part in parts), grids, strict=True)
+    sums = [_backward_block(a, b, c, buffers, grid) for a, b, c, grid in pieces]
+    g_d, g_q, *rest = (_joined(values, order, d) for values in zip(*sums, strict=True))
     if t is None:
         return g_x, g_d.to(d.dtype), g_q.to(q_m.dtype), None
     exponent, top = (value.detach().to(g_q.dtype) for value in (t, q_m))
@@ -116,9 +112,8 @@ def _grids(order: list[int], x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None
     return [_Grid(*values, signed) for values in zip(split(d), split(q_m), exponents, strict=True)]
 
 
-def _joined(values: Sequence[Tensor], order: list[int], like: Tensor | None) -> Tensor:
+def _joined(values: Sequence[Tensor], order: list[int], like: Tensor) -> Tensor:
     """Put the blocks' sums together, in the shape of the parameter."""
-    assert like is not None
     if like.dim() == 0:
         return torch.stack(list(values)).sum()
     ordered = like.permute(order)

@@ -151,6 +151,9 @@ class LeaveFrame:
 
 
 def install_(module: nn.Module) -> tuple[RemovableHandle, ...]:
-    """Make every later call of the module keep recipes; return the handles that undo it. Doing it twice is an error."""
+    """Make every later call of the module keep recipes; return the handles that undo it.
+
+    The module's weight and its input each install their own pair, so that either may go first: the frames then nest.
+    """
     enter = module.register_forward_pre_hook(EnterFrame())
     return enter, module.register_forward_hook(LeaveFrame(), always_call=True)

@@ -26,7 +26,7 @@ class QuantSite:
         numel: elements of the weight, or elements per example that reach the input, set by calibration (0 before).
         owners: every (module, parameter name) that holds the weight; empty for an input.
         reason: why the site does nothing, None where it works.
-        handles: hooks of an input site, removed by :func:`geta_core.quantize.detach_input_`.
+        handles: hooks of the site, removed when it is detached or baked.
     """
 
     name: str

@@ -32,10 +32,10 @@ def test_the_range_is_the_best_of_the_tried_ones(bits: int, signed: bool) -> Non
 
 def test_it_beats_the_largest_magnitude_where_there_are_outliers() -> None:
     values = torch.randn(1, 10000)
-    values[0, 0] = 100.0
+    values[0, 0] = 12.0
     q_m = least_squares_range(values, 4, True).item()
     row = values.numpy()[0]
-    assert reference_error(row, q_m, 4, True) < 0.2 * reference_error(row, 100.0, 4, True)
+    assert reference_error(row, q_m, 4, True) < 0.2 * reference_error(row, 12.0, 4, True)
 
 
 def test_a_row_of_zeros_has_a_range() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from geta_core.errors import UnsupportedOpError
-from geta_core.quantize import Attention, Quantizer, attach, bake_, calibrate_, detach_input_, quantize
+from geta_core.quantize import Attention, Quantizer, attach, bake_, calibrate_, detach_input_, detach_weight_, quantize
 from tests.geta_core.quantize.nets import Tied, config, conv_net, gradients, quantized
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
@@ -173,19 +173,35 @@ def test_baking_keeps_values_ties_and_parameters(exponent: float) -> None:
     assert net.head.weight.requires_grad
 
 
-def test_baking_and_detaching_restore_the_plain_model() -> None:
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("inputs_first", [True, False])
+def test_baking_and_detaching_restore_the_plain_model(recompute: bool, inputs_first: bool) -> None:
     net, batch = conv_net(), torch.randn(4, 3, 8, 8)
     names, classes = set(net.state_dict()), [type(module) for module in net.modules()]
-    sites = quantized(net, batch, config())
-    bake_(net, sites)
-    for site in sites:
-        if site.kind == "input":
-            detach_input_(site)
-            detach_input_(site)
+    sites = quantized(net, batch, config(recompute=recompute))
+    for step in (1, 2) if inputs_first else (2, 1):
+        if step == 2:
+            bake_(net, sites)
+        for site in sites:
+            if step == 1 and site.kind == "input":
+                detach_input_(site)
+                detach_input_(site)
+        net(batch).sum().backward()
     assert set(net.state_dict()) == names
     assert [type(module) for module in net.modules()] == classes
-    assert not any(module._forward_pre_hooks for module in net.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in net.modules())
     assert torch.equal(copy.deepcopy(net)(batch), net(batch))
+
+
+def test_detaching_everything_gives_the_float_model_back() -> None:
+    net, index = Tied(), torch.randint(0, 11, (2, 3))
+    expected, parameter = net(index), net.head.weight
+    for site in attach(net, config(recompute=True)):
+        (detach_weight_ if site.kind == "weight" else detach_input_)(site)
+        (detach_weight_ if site.kind == "weight" else detach_input_)(site)
+    assert net.head.weight is net.embedding.weight is parameter
+    assert torch.equal(net(index), expected)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in net.modules())
 
 
 def test_baking_a_copy_leaves_the_original_alone() -> None:

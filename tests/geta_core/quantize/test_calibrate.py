@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -53,22 +54,23 @@ def test_inputs_pass_unchanged_while_weights_stay_quantized() -> None:
     assert not torch.equal(layer(x), expected)
 
 
-def test_modes_statistics_and_gradients_are_left_alone() -> None:
-    net = conv_net().train()
-    net[1].eval()
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_runs_in_its_own_mode_and_is_left_as_it_was(training: bool) -> None:
+    net = conv_net().train(training)
     sites = attach(net, config())
-    before = {name: value.clone() for name, value in net.state_dict().items() if "running" in name or "num_b" in name}
+    modes = [module.training for module in net.modules()]
+    before = {name: value.clone() for name, value in net.named_buffers()}
 
     def watch(model: nn.Module, batch: Tensor) -> None:
-        assert not any(module.training for module in model.modules())
-        assert not model(batch).requires_grad
+        assert [module.training for module in model.modules()] == modes
+        assert not nn.functional.dropout(model(batch)).requires_grad
 
-    calibrate_(net, sites, [torch.randn(2, 3, 8, 8)], watch)
-    assert net.training
-    assert net[0].training
-    assert not net[1].training
-    after = net.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    random = torch.get_rng_state()
+    calibrate_(net, sites, [torch.ones(2, 3, 8, 8)], watch)
+    assert [module.training for module in net.modules()] == modes
+    assert before.keys() == dict(net.named_buffers()).keys() != set()
+    assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
+    assert torch.equal(torch.get_rng_state(), random)
     assert torch.is_grad_enabled()
 
 
@@ -132,6 +134,17 @@ def test_batches_of_any_structure_count_their_examples() -> None:
     x = torch.randn(6, 3, 4)
     calibrate_(layer, sites, [{"label": "text", "inputs": (x, None)}], lambda module, batch: module(batch["inputs"][0]))
     assert sites[1].numel == 12
+    calibrate_(layer, sites, [Call((x[..., :2],), {"more": x[..., 2:]})], lambda module, batch: batch.run(module))
+    assert sites[1].numel == 12
+
+
+@dataclass
+class Call:
+    args: tuple[Tensor, ...]
+    kwargs: dict[str, Tensor]
+
+    def run(self, model: nn.Module) -> Tensor:
+        return model(torch.cat((*self.args, *self.kwargs.values()), dim=-1))
 
 
 def test_low_precision_inputs_are_observed_in_float32() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from geta_core.errors import ConfigError, GetaError
-from geta_core.quantize import blocks, get_kernel, kernels, quantize, quantize_backward, set_kernel
+from geta_core.quantize import blocks, get_kernel, kernels, quantize, quantize_backward, set_kernel, step_for_bits
 from tests.geta_core.quantize.nets import block_size, kernel, triple
 
 KINDS = [(signed, t) for signed in (True, False) for t in (None, 1.2)]
@@ -69,6 +69,46 @@ def test_blocks_equal_plain(
     assert out.stride() == torch.empty_like(x).stride()
     want = quantize_backward(g, x, d, q_m, t, signed)
     assert_same_gradients(got, want, absolute_terms(g, x, d, q_m, t, signed))
+
+
+@settings(max_examples=80)
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple),
+    block=st.sampled_from([1, 8, 30, 1 << 17]),
+    kind=st.sampled_from(KINDS),
+    axis=st.integers(0, 3),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    order=st.randoms(use_true_random=False),
+    seed=st.integers(0, 99),
+)
+def test_blocks_equal_plain_per_channel(
+    shape: tuple[int, ...],
+    block: int,
+    kind: tuple[bool, float | None],
+    axis: int,
+    dtype: torch.dtype,
+    order: object,
+    seed: int,
+) -> None:
+    signed, exponent = kind
+    torch.manual_seed(seed)
+    axes = list(range(len(shape)))
+    order.shuffle(axes)  # type: ignore[attr-defined]
+    x, g = (torch.randn(shape).to(dtype).permute(axes) for _ in range(2))
+    form = [n if i == axis % len(shape) else 1 for i, n in enumerate(x.shape)]
+    q_m = torch.rand(form) + 0.5
+    t = None if exponent is None else torch.full_like(q_m, exponent)
+    d = step_for_bits(5, q_m, t, signed)
+    with block_size(block), kernel("eager"):
+        out = kernels.forward(x, d, q_m, t, signed)
+        got = kernels.backward(g, x, d, q_m, t, signed)
+    assert torch.equal(out, quantize(x, d, q_m, t, signed))
+    want = quantize_backward(g, x, d, q_m, t, signed)
+    assert torch.equal(got[0], want[0])
+    for a, b in zip(got[1:], want[1:], strict=True):
+        assert (a is None) == (b is None)
+        # Sums of at most 216 float32 terms of size 4 in another order.
+        assert a is None or (a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4))
 
 
 @pytest.mark.parametrize(("signed", "exponent"), KINDS)
