@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Sequence
+
+LEAST_LIKENESS = 0.5
+"""How alike (0 to 1) a known name must be to be suggested for an unknown one."""
 
 
 class GetaError(Exception):
@@ -41,5 +45,11 @@ class ScheduleError(GetaError):
 def closest(name: str, known: Iterable[str]) -> str:
     """Return ``' (did you mean X?)'`` for the closest known name, else the list of the known ones."""
     names = sorted(known)
-    match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else f" (known: {', '.join(names)})"
+
+    def likeness(other: str) -> tuple[float, int]:
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False)))
+        return difflib.SequenceMatcher(None, name, other).ratio(), shared
+
+    best = max(names, key=likeness, default="")
+    alike = bool(names) and likeness(best)[0] >= LEAST_LIKENESS
+    return f" (did you mean {best!r}?)" if alike else f" (known: {', '.join(names)})"

@@ -252,11 +252,12 @@ def _weights(
 
 def _report(prepared: Prepared, made: _Made, sites: list[QuantSite], dead: Tensor) -> Report:
     bits = {site.name: float(site.quantizer.bits().round().mean()) for site in sites}
+    widths = {site.name: site.quantizer.bits() for site in sites if site.kind == "weight"}
     layers = prepared.account.layers(dead, bits)
     parameters = prepared.account.parameters(dead)
     full = prepared.account.parameters(prepared.none_dead())
     return Report(
-        measurement=measurement(layers, parameters, stored_bytes(made.model, sites, prepared)),
+        measurement=measurement(layers, parameters, prepared.account.stored_bytes(dead, widths)),
         dense=measurement(prepared.dense, full, 4 * full),
         groups=prepared.num_prunable,
         removed=int(dead.sum()),
@@ -268,11 +269,3 @@ def _report(prepared: Prepared, made: _Made, sites: list[QuantSite], dead: Tenso
         inexact=made.inexact,
         unquantized=prepared.unquantized,
     )
-
-
-def stored_bytes(model: nn.Module, sites: Iterable[QuantSite], prepared: Prepared) -> int:
-    """Bytes of the tensors that an artifact of this model stores: weights as integers, the rest as it is."""
-    from geta_core.artifact.tensors import stored_size
-
-    whole = {site.name: int(site.quantizer.bits().max().round()) for site in sites if site.kind == "weight"}
-    return stored_size(model, whole)

@@ -113,8 +113,8 @@ class Prepared:
         """Costs with the groups that are zero now removed, at the bit widths of now."""
         dead, bits = self.zero_mask(), self.bits()
         layers = self.account.layers(dead, bits)
-        parameters = self.account.parameters(dead)
-        return measurement(layers, parameters, _stored_bytes(parameters, layers))
+        widths = {site.name: site.quantizer.bits() for site in self.sites if site.kind == "weight"}
+        return measurement(layers, self.account.parameters(dead), self.account.stored_bytes(dead, widths))
 
     def status(self) -> dict[str, float]:
         """Group sparsity, average weight and activation bits, and relative BOPs of now."""
@@ -128,13 +128,6 @@ class Prepared:
             "activation_bits": activation_bits,
             "relative_bops": bops(layers) / (dense * FLOAT_BITS**2) if dense else 0.0,
         }
-
-
-def _stored_bytes(parameters: int, layers: Iterable[Any]) -> int:
-    quantized = {layer.name: layer for layer in layers if layer.counted and layer.weight_bits < FLOAT_BITS}
-    whole = sum(layer.weights for layer in quantized.values())
-    stored = sum(layer.weights * (1 if layer.weight_bits <= 8 else 2) for layer in quantized.values())
-    return stored + 4 * (parameters - whole)
 
 
 def prepare(

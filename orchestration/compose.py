@@ -19,7 +19,7 @@ from orchestration.values import read_yaml, set_key, split_arguments
 
 CONF = Path(__file__).resolve().parent / "conf"
 CHOICE_GROUPS = (*CHOICES, *(group for group in SETTINGS if group != "run"))
-DEFAULT_TASK, DEFAULT_METHOD = "digits", "geta"
+DEFAULT_TASK, DEFAULT_METHOD, DEFAULT_MODEL = "digits", "geta", "digits_cnn"
 
 
 def load(path: str | Path, arguments: Sequence[str] = ()) -> Config:
@@ -60,15 +60,16 @@ def compose(arguments: Sequence[str], config_dir: str | Path | None = None) -> C
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError([f"--config-dir must be a folder, but {str(config_dir)!r} is none"])
     search = _Search((Path(config_dir).resolve(), CONF) if config_dir is not None else (CONF,))
-    for group, name in list(choices.items()):
-        if not search.check(group, name, faults):
-            del choices[group]  # the group's keys cannot be checked without knowing what they belong to
-            keys = {key: value for key, value in keys.items() if key.partition(".")[0] != group}
+    unknown = {group for group, name in choices.items() if not search.check(group, name, faults)}
+    # The keys of a group cannot be checked without knowing what they belong to.
+    choices = {group: name for group, name in choices.items() if group not in unknown}
+    keys = {key: value for key, value in keys.items() if key.partition(".")[0] not in unknown}
     choices, keys = _with_recipe(search, choices, keys)
-    if "model" not in choices and not any(key == "model.name" for key in keys):
-        missing = "model must be given (known: " + ", ".join(choice_names("model")) + "; or package.module:function)"
-        faults = faults if any("model" in fault for fault in faults) else [*faults, missing]
-        choices["model"] = "digits_cnn"
+    if "model" not in choices and "model.name" not in keys:
+        if "model" not in unknown:
+            names = ", ".join(search.names("model"))
+            faults.append(f"model must be given, since this task has no usual one (known: {names})")
+        choices["model"] = DEFAULT_MODEL  # only so that the other groups are checked too
     return Config.from_dict(_hydra(search, choices, keys), faults)
 
 

@@ -68,7 +68,10 @@ def split_arguments(
         if not equals or not key or key.startswith("-"):
             faults.append(f"{argument!r} must have the form key=value, such as method.sparsity=0.5")
         elif "." in key:
-            keys[key] = parse_value(text, key, faults)
+            before = len(faults)
+            value = parse_value(text, key, faults)
+            if len(faults) == before:
+                keys[key] = value
         elif key in known and text:
             choices[key] = text
         elif key in known:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
-from torch.utils import _pytree as pytree
 
+from geta_core.artifact.specs import decode_spec, encode_spec
 from geta_core.errors import ArtifactError
+from geta_core.graph.capture import first_line
 from geta_core.slim import modes
 
 NAMESPACES = ("aten", "geta")
@@ -36,6 +38,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     )
 } | {name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not")}
 MODES = {cls.__name__: cls for cls in modes.MODES.values()}
+FILE = "filename"
+OPS = ("placeholder", "get_attr", "call_function", "call_module", "output")
 _PLAIN = (bool, int, str)
 
 
@@ -53,8 +57,8 @@ def encode(module: fx.GraphModule) -> dict[str, Any]:
     return {
         "nodes": nodes,
         "arguments": list(info.orig_args),
-        "in_spec": pytree.treespec_dumps(info.in_spec),
-        "out_spec": pytree.treespec_dumps(info.out_spec) if info.out_spec is not None else None,
+        "in_spec": encode_spec(info.in_spec),
+        "out_spec": encode_spec(info.out_spec),
     }
 
 
@@ -119,46 +123,78 @@ _CONSTANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def decode(data: Mapping[str, Any], tensors: Mapping[str, Tensor | nn.Parameter]) -> fx.GraphModule:
-    """Build the module again.
+def decode(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """Build the module again; every tensor is held under its name, also where no operation reads it.
 
     Args:
         data: what ``encode`` returned.
         tensors: parameters and buffers by name.
 
     Raises:
-        ArtifactError: if an operation is not one of the known operators.
+        ArtifactError: if an operation is not one of the known operators, or a name is not a plain name.
     """
-    graph, known = fx.Graph(), dict[str, fx.Node]()
-    root: dict[str, Any] = dict(tensors)
     try:
-        for entry in data["nodes"]:
-            args = tuple(_decode(item, known) for item in entry["args"])
-            kwargs = {key: _decode(item, known) for key, item in entry["kwargs"]["map"].items()}
-            target = _decode_target(entry, root)
-            known[entry["name"]] = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
-        out_spec = data["out_spec"]
-        info = _PyTreeInfo(
-            [str(name) for name in data["arguments"]],
-            pytree.treespec_loads(data["in_spec"]),
-            pytree.treespec_loads(out_spec) if out_spec is not None else None,
-        )
-        graph.set_codegen(_PyTreeCodeGen(info))
-        _checked_names(data)
-        module = fx.GraphModule(root, graph)
+        check_tensor_names(tensors)
+        module = _build(data, dict(tensors))
+        for name, tensor in tensors.items():
+            _hold(module, name, tensor)
     except ArtifactError:
         raise
     except Exception as error:
-        raise ArtifactError(f"load: the manifest's graph is not valid ({type(error).__name__}: {error})") from error
+        raise ArtifactError(f"load: the manifest's graph is not valid ({first_line(error)})") from error
     modes.enable_modes(module)
     return module
 
 
-def _checked_names(data: Mapping[str, Any]) -> None:
+def _build(data: Mapping[str, Any], root: dict[str, Any]) -> fx.GraphModule:
+    graph, known = fx.Graph(), dict[str, fx.Node]()
+    arguments, in_spec = data["arguments"], decode_spec(data["in_spec"])
+    _check_names(arguments)
+    # The keywords of the call become text of the generated code too.
+    _check_names(key for child in in_spec.children() if child.type is dict for key in child.context)
+    for entry in data["nodes"]:
+        if entry["op"] not in OPS:
+            raise ArtifactError(f"load: unknown kind of node {entry['op']!r} in the graph")
+        args = tuple(_decode(item, known) for item in entry["args"])
+        kwargs = {key: _decode(item, known) for key, item in entry["kwargs"]["map"].items()}
+        _check_names((entry["name"], *kwargs))
+        target = _decode_target(entry, root)
+        known[entry["name"]] = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(list(arguments), in_spec, decode_spec(data["out_spec"]))))
+    return fx.GraphModule(root, graph)
+
+
+def _hold(module: nn.Module, name: str, tensor: Tensor) -> None:
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    if leaf in module._parameters or leaf in module._buffers:
+        return
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor)
+
+
+def _check_names(names: Iterable[Any]) -> None:
     """Names become attributes and variables of generated code: they must be identifiers."""
-    for name in (*data["arguments"], *(entry["name"] for entry in data["nodes"])):
-        if not str(name).isidentifier():
+    for name in names:
+        if not (isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)):
             raise ArtifactError(f"load: {name!r} is not a valid name in a graph")
+
+
+def check_tensor_names(names: Iterable[Any]) -> None:
+    """Names of tensors become attributes: identifiers or numbers with dots between, none of Python's own.
+
+    Raises:
+        ArtifactError: naming the first that is something else.
+    """
+    for name in names:
+        parts = name.split(".") if isinstance(name, str) else [""]
+        if not all((part.isidentifier() or part.isdecimal()) and part[:2] != "__" for part in parts):
+            raise ArtifactError(f"load: {name!r} is not a valid tensor name")
 
 
 def _decode_target(entry: Mapping[str, Any], root: dict[str, Any]) -> Any:
@@ -171,9 +207,11 @@ def _decode_target(entry: Mapping[str, Any], root: dict[str, Any]) -> Any:
         name = f"_mode_{entry['name']}"
         root[name] = kind()
         return name
-    target = str(entry["target"])
-    if entry["op"] == "get_attr" and not all(part.isidentifier() or part.isdigit() for part in target.split(".")):
-        raise ArtifactError(f"load: {target!r} is not a valid tensor name")
+    target = entry["target"]
+    if entry["op"] != "get_attr":
+        _check_names((target,))
+    elif target not in root:
+        raise ArtifactError(f"load: the graph reads a tensor {target!r} that the artifact does not hold")
     return target
 
 
@@ -187,9 +225,14 @@ def _decode_function(entry: Mapping[str, Any]) -> Any:
         raise ArtifactError(f"load: unknown operator {entry['operator']!r} in the graph")
     packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
     overload = getattr(packet, parts[2], None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
-    if not isinstance(overload, torch._ops.OpOverload):
+    if not isinstance(overload, torch._ops.OpOverload) or _names_a_file(overload):
         raise ArtifactError(f"load: unknown operator {entry['operator']!r} in the graph")
     return overload
+
+
+def _names_a_file(overload: torch._ops.OpOverload) -> bool:
+    """Whether an operator would read or make a file of the artifact's choosing."""
+    return any(argument.name == FILE for argument in overload._schema.arguments)
 
 
 def _decode(value: Any, known: Mapping[str, fx.Node]) -> Any:

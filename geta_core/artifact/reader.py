@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +14,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from geta_core.artifact.graph_json import decode
-from geta_core.artifact.writer import FORMAT, MANIFEST, TENSORS
+from geta_core.artifact.graph_json import check_tensor_names, decode
+from geta_core.artifact.manifest import TENSORS, field, read
+from geta_core.artifact.tensors import restored
 from geta_core.config import CompressionConfig
-from geta_core.errors import ArtifactError
+from geta_core.errors import ArtifactError, GetaError
+from geta_core.graph.capture import first_line
 from geta_core.quantize import attach, detach_input_, replace_attention_
 from geta_core.quantize.attach import INPUT_QUANTIZER
-from geta_core.slim.cut import Keep
 from geta_core.slim.native import Change, apply_
 
 
@@ -30,42 +30,26 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
 
     Args:
         directory: what ``compressed.save`` wrote.
-        model: a dense instance of the user's own class; it is slimmed and filled in place. Without it, the module
-        of the
-            artifact's graph is returned.
+        model: a dense instance of the user's own class; it is slimmed and filled in place. Without it, the module of
+            the artifact's graph is returned.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        ArtifactError: if a file is missing, truncated or altered, or ``model`` does not fit.
+        ArtifactError: if a file is missing, truncated or altered, or ``model`` does not fit (it is then unchanged).
     """
     folder = Path(directory)
-    manifest = _read_manifest(folder)
-    tensors = _read_tensors(folder, manifest)
-    if model is None:
-        return decode(_field(manifest, "graph", dict), _every_name(manifest, tensors)).eval()
-    return _fill(model, manifest, tensors).eval()
-
-
-def _field(manifest: Mapping[str, Any], key: str, kind: type) -> Any:
-    if not isinstance(manifest.get(key), kind):
-        raise ArtifactError(f"load: the manifest's {key!r} is missing or not a {kind.__name__}")
-    return manifest[key]
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+    manifest = read(folder)
     try:
-        manifest = json.loads(path.read_text())
-    except OSError as error:
-        raise ArtifactError(f"load: cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ArtifactError(f"load: {path} is not valid JSON; the artifact is damaged") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise ArtifactError(f"load: {path} must have format {FORMAT}, but has {found!r}")
-    return manifest
+        tensors = _read_tensors(folder, manifest)
+        if model is None:
+            return _graph(manifest, tensors).eval()
+        return _fill(model, manifest, tensors).eval()
+    except GetaError:
+        raise
+    except Exception as error:
+        raise ArtifactError(f"load: {folder} is damaged: {first_line(error)}") from error
 
 
 def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -78,70 +62,77 @@ def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor
     if hashlib.sha256(data).hexdigest() != manifest.get("tensors_sha256"):
         raise ArtifactError(f"load: {path} does not have the checksum of its manifest; it is truncated or altered")
     try:
-        stored = safetensors.torch.load(data)
+        file = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise ArtifactError(f"load: {path} is not a safetensors file: {error}") from error
-    found = {}
-    try:
-        for name, entry in _field(manifest, "tensors", dict).items():
-            value = stored[name]
-            if "step" in entry:
-                step = stored[entry["step"]]
-                value = value.to(step.dtype) * step
-            found[name] = nn.Parameter(value, value.is_floating_point()) if entry["parameter"] else value
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ArtifactError(f"load: {path} and its manifest do not belong together ({error})") from error
-    return found
+    table = field(manifest, "tensors", dict)
+    check_tensor_names(alias for entry in table.values() for alias in entry["names"])
+    missing = [key for name, entry in table.items() for key in (name, entry.get("step", name)) if key not in file]
+    if missing:
+        raise ArtifactError(f"load: {path} and its manifest do not belong together: there is no {missing[0]!r}")
+    return {name: restored(name, entry, file) for name, entry in table.items()}
 
 
-def _every_name(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {alias: tensors[name] for name, entry in manifest["tensors"].items() for alias in entry["names"]}
+def _every_name(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], *kinds: str) -> dict[str, Tensor]:
+    """The tensors of the given kinds, under all of their names."""
+    entries = {name: entry for name, entry in manifest["tensors"].items() if entry["kind"] in kinds}
+    return {alias: tensors[name] for name, entry in entries.items() for alias in entry["names"]}
+
+
+def _graph(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    unsaved = _every_name(manifest, tensors, "unsaved", "constant")
+    every = _every_name(manifest, tensors, "parameter", "buffer") | unsaved
+    module = decode(field(manifest, "graph", dict), every)
+    for name in unsaved:
+        owner, _, leaf = name.rpartition(".")
+        module.get_submodule(owner)._non_persistent_buffers_set.add(leaf)
+    return module
 
 
 def _fill(model: nn.Module, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Cut a dense instance as the artifact says, and load the tensors into it."""
-    if not _field(manifest, "native", bool):
+    """Cut a dense instance as the artifact says, and load the tensors into it; first a copy, then the model itself."""
+    if not field(manifest, "native", bool):
         raise ArtifactError(
             "load: this artifact is a graph; the model's own class cannot hold it. Load it without model="
         )
-    root = replace_attention_(model)
-    model = root if isinstance(root, nn.Module) else model
-    keep = {(k["name"], k["dim"]): torch.tensor(k["indices"], dtype=torch.long) for k in manifest["kept"]}
-    changes = [Change(**change) for change in manifest["changes"]]
-    state = _state(manifest, tensors)
     trial = copy.deepcopy(model)
     try:
-        _into(trial, keep, changes, manifest, state)
-    except (RuntimeError, IndexError, AttributeError, KeyError) as error:
+        _into(trial, manifest, tensors)
+    except ArtifactError:
+        raise
+    except Exception as error:
         text = " ".join(part.strip() for part in str(error).strip().splitlines()[:2])
         raise ArtifactError(f"load: the given model does not fit the artifact: {text}") from error
-    _into(model, keep, changes, manifest, state)
+    _into(model, manifest, tensors)
     return model
 
 
-def _into(
-    model: nn.Module,
-    keep: Keep,
-    changes: list[Change],
-    manifest: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-) -> None:
+def _into(model: nn.Module, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    keep = {(k["name"], k["dim"]): torch.tensor(k["indices"], dtype=torch.long) for k in manifest["kept"]}
+    changes = [Change(**change) for change in manifest["changes"]]
+    for change in changes:
+        held = vars(model.get_submodule(change.module)).get(change.attribute)
+        if type(held) is not int or type(change.value) is not int:
+            raise ArtifactError(f"load: the given model has no whole number {change.module}.{change.attribute}")
+    replace_attention_(model)
     apply_(model, keep, changes)
-    signed = {entry["module"]: entry["signed"] for entry in manifest["inputs"]}
-    if signed:
-        learned = any(entry["exponent"] for entry in manifest["inputs"])
-        config = CompressionConfig(weight_bits=None, activation_bits=(2, 16), learn_activation_exponent=learned)
-        for site in attach(model, config):
-            if site.module_name in signed:
-                site.quantizer.signed = signed[site.module_name]
-            else:
-                detach_input_(site)
-    model.load_state_dict(dict(state), strict=True)
+    state = _every_name(manifest, tensors, "parameter", "buffer")
+    _attach_inputs(model, field(manifest, "inputs", list), state)
+    model.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        for name, value in _every_name(manifest, tensors, "unsaved").items():
+            model.get_buffer(name).copy_(value)
 
 
-def _state(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = _every_name(manifest, tensors)
-    for entry in _field(manifest, "inputs", list):
-        path = f"{entry['module']}.{INPUT_QUANTIZER}._extra_state".lstrip(".")
-        state[path] = torch.tensor(bool(entry["signed"]))
-    return state
+def _attach_inputs(model: nn.Module, inputs: list[dict[str, Any]], state: dict[str, Tensor]) -> None:
+    """Put quantizers on the listed layers' inputs, and their kind of grid into ``state``."""
+    if not inputs:
+        return
+    wanted = {entry["module"] for entry in inputs}
+    learned = any(entry["exponent"] for entry in inputs)
+    config = CompressionConfig(weight_bits=None, activation_bits=(2, 16), learn_activation_exponent=learned)
+    for site in attach(model, config):
+        if site.module_name not in wanted:
+            detach_input_(site)
+    for entry in inputs:
+        state[f"{entry['module']}.{INPUT_QUANTIZER}._extra_state".lstrip(".")] = torch.tensor(bool(entry["signed"]))

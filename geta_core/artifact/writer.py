@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from geta_core.artifact.graph_json import encode
-from geta_core.artifact.tensors import integer_type, named_tensors
+from geta_core.artifact.manifest import FORMAT, MANIFEST, TENSORS, dumps, number, read
+from geta_core.artifact.tensors import held_tensors, stored
 from geta_core.errors import ArtifactError
 from geta_core.quantize import Quantizer
 from geta_core.quantize.attach import INPUT_QUANTIZER
 from geta_core.slim.graph_module import as_switchable
 
 if TYPE_CHECKING:
-    from geta_core.finishing import Compressed, QuantizedWeight
-
-FORMAT = 1
-TENSORS, MANIFEST = "model.safetensors", "manifest.json"
+    from geta_core.finishing import Compressed, Report
 
 
 def save(compressed: Compressed, directory: str | os.PathLike[str]) -> None:
@@ -34,23 +32,46 @@ def save(compressed: Compressed, directory: str | os.PathLike[str]) -> None:
     Raises:
         ArtifactError: if the directory cannot be written, holds something else, or the model cannot be described.
     """
-    target = Path(directory).absolute()
-    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
-        raise ArtifactError(f"save: {target} exists and is not an artifact; choose another directory")
-    module = as_switchable(compressed.model, compressed.inputs)
-    tensors, table = _tensors(compressed)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(directory))
     try:
-        staging.mkdir(parents=True)
-        data = safetensors.torch.save(tensors)
-        _write(staging / TENSORS, data)
-        manifest = _manifest(compressed, module, table, data)
-        _write(staging / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
-        _swap(staging, target)
+        _check_replaceable(target)
+        tensors, manifest = _contents(compressed)
+        with _staging(target) as folder:
+            _write(folder / TENSORS, tensors)
+            _write(folder / MANIFEST, dumps(manifest))
+            _swap(folder, target)
     except OSError as error:
         raise ArtifactError(f"save: cannot write {target}: {error.strerror or error}") from error
+
+
+def _check_replaceable(target: Path) -> None:
+    """Only an empty directory, or one that holds an artifact and nothing else, is ever replaced."""
+    names = {path.name for path in target.iterdir()} if target.exists() else set()
+    if not names:
+        return
+    try:
+        if names <= {TENSORS, MANIFEST}:
+            read(target)
+            return
+    except ArtifactError:
+        pass
+    raise ArtifactError(f"save: {target} holds something else than an artifact; choose another directory")
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A new directory beside ``target``; afterwards it, and parents that were made for it, are gone unless used."""
+    folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    made = [parent for parent in target.parents if not parent.exists()]
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -62,53 +83,49 @@ def _write(path: Path, data: bytes) -> None:
 
 def _swap(staging: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    handle = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        staging.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    for folder in (target, target.parent):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
-def _tensors(compressed: Compressed) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Stored tensors by key, and for each tensor of the model how it is stored."""
-    stored: dict[str, Tensor] = {}
+def _contents(compressed: Compressed) -> tuple[bytes, dict[str, Any]]:
+    """The two files."""
+    module = as_switchable(compressed.model, compressed.inputs)
+    tensors: dict[str, Tensor] = {}
     table: dict[str, dict[str, Any]] = {}
-    aliases = _aliases(compressed.model)
-    for name, tensor in named_tensors(compressed.model).items():
-        value = tensor.detach().cpu().contiguous()
-        entry: dict[str, Any] = {"parameter": isinstance(tensor, nn.Parameter), "names": aliases[name]}
-        weight = compressed.weights.get(name)
-        if weight is None:
-            stored[name] = value.clone()
-        else:
-            stored[name] = _levels(name, value, weight)
-            stored[f"{name}.step"] = weight.step.cpu().contiguous()
-            entry |= {"bits": weight.bits.flatten().tolist(), "step": f"{name}.step"}
-        table[name] = entry
-    return stored, table
-
-
-def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    """Every name of each tensor: tied tensors have several."""
-    first: dict[int, str] = {}
-    names: dict[str, list[str]] = {}
-    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    for name, tensor in held:
-        names.setdefault(first.setdefault(id(tensor), name), []).append(name)
-    return names
-
-
-def _levels(name: str, value: Tensor, weight: QuantizedWeight) -> Tensor:
-    """Whole numbers that times the step give the weight bit for bit."""
-    step = weight.step.cpu()
-    level = (value / step).round()
-    if not torch.equal(level * step, value):
-        raise ArtifactError(f"save: {name} does not lie on its grid; was the model trained after finish?")
-    return level.to(integer_type(int(weight.bits.max())))
+    for held in held_tensors(compressed.model, module):
+        weight = next((compressed.weights[name] for name in held.names if name in compressed.weights), None)
+        parts, entry = stored(held, weight)
+        tensors |= parts
+        table[held.names[0]] = entry
+    data = safetensors.torch.save(tensors)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return data, {
+        "format": FORMAT,
+        "versions": {"torch": str(torch.__version__)},
+        "tensors_sha256": hashlib.sha256(data).hexdigest(),
+        "tensors_bytes": len(data),
+        "tensors": table,
+        "kept": [{"name": n, "dim": d, "indices": i.tolist()} for (n, d), i in compressed.keep.items()],
+        "native": compressed.report.native,
+        "inputs": _inputs(compressed.model),
+        "changes": [vars(change) for change in compressed.changes],
+        "report": {**_numbers(compressed.report), "bytes": size},
+        "graph": encode(module),
+    }
 
 
 def _inputs(model: nn.Module) -> list[dict[str, Any]]:
@@ -121,34 +138,18 @@ def _inputs(model: nn.Module) -> list[dict[str, Any]]:
     return found
 
 
-def _manifest(
-    compressed: Compressed, module: fx.GraphModule, table: dict[str, dict[str, Any]], data: bytes
-) -> dict[str, Any]:
-    report = compressed.report
+def _numbers(report: Report) -> Mapping[str, Any]:
     return {
-        "format": FORMAT,
-        "versions": {"torch": str(torch.__version__)},
-        "tensors_sha256": hashlib.sha256(data).hexdigest(),
-        "tensors_bytes": len(data),
-        "tensors": table,
-        "kept": [{"name": n, "dim": d, "indices": i.tolist()} for (n, d), i in compressed.keep.items()],
-        "native": report.native,
-        "inputs": _inputs(compressed.model),
-        "changes": [vars(change) for change in compressed.changes],
-        "report": {
-            "parameters": report.parameters,
-            "dense_parameters": report.dense_parameters,
-            "macs": report.macs,
-            "dense_macs": report.dense_macs,
-            "relative_bops": report.relative_bops,
-            "group_sparsity": report.group_sparsity,
-            "weight_bits": report.weight_bits,
-            "activation_bits": report.activation_bits,
-            "bytes": report.bytes,
-            "max_error64": report.max_error64,
-            "max_error32": report.max_error32,
-            "flipped_share": report.flipped_share,
-            "layers": [vars(layer) for layer in copy.deepcopy(report.layers)],
-        },
-        "graph": encode(module),
+        "parameters": report.parameters,
+        "dense_parameters": report.dense_parameters,
+        "macs": report.macs,
+        "dense_macs": report.dense_macs,
+        "relative_bops": report.relative_bops,
+        "group_sparsity": report.group_sparsity,
+        "weight_bits": report.weight_bits,
+        "activation_bits": report.activation_bits,
+        "max_error64": number(report.max_error64),
+        "max_error32": number(report.max_error32),
+        "flipped_share": number(report.flipped_share),
+        "layers": [dict(vars(layer)) for layer in report.layers],
     }

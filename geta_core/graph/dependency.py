@@ -7,6 +7,7 @@ float models have the same groups.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,6 +138,7 @@ class Dependencies:
         for i, layers in enumerate(spread):
             spread[i] = [self._fitted(node, layer, i, spread, sizes, contracted) for layer in layers]
         for i, left in enumerate(spread):
+            self._tie_within(left)
             for right in spread[i + 1 :]:
                 for a in left:
                     for b in right:
@@ -172,6 +174,14 @@ class Dependencies:
             whole = self.heads == "head" and shared == outer
             layer = self.space.tie_across(layer, inner if whole else outer, message)
         return layer
+
+    def _tie_within(self, layers: Sequence[Tensor]) -> None:
+        """An index with two labels (two dimensions flattened into one) goes with either: both are one group."""
+        for a, b in itertools.combinations(layers, 2):
+            if varying(a) & varying(b):
+                a, b = torch.broadcast_tensors(a, b)
+                both = (a >= 0) & (b >= 0)
+                self.space.ties.append((a[both], b[both]))
 
     def _mark(
         self, node: fx.Node, operands: Sequence[Operand], spread: list[list[Tensor]], contracted: frozenset[int]

@@ -28,12 +28,29 @@ PLAIN_SGD = {"weight_decay": 0, "momentum": 0, "dampening": 0, "nesterov": False
 class PreparedModel(Protocol):
     """What QASSO reads of the object that ``geta_core.prepare`` returns."""
 
-    model: nn.Module
-    config: CompressionConfig
-    sites: Sequence[QuantSite]
-    slots: Sequence[Slot]
-    num_prunable: int
-    family: Tensor
+    @property
+    def model(self) -> nn.Module:
+        """The model, its quantizers attached."""
+
+    @property
+    def config(self) -> CompressionConfig:
+        """Targets and policy."""
+
+    @property
+    def sites(self) -> Sequence[QuantSite]:
+        """Every place where the model is quantized."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """The prunable dimensions of parameters whose rows are zeroed."""
+
+    @property
+    def num_prunable(self) -> int:
+        """Number of groups that may be pruned."""
+
+    @property
+    def family(self) -> Tensor:
+        """Family number of each group, long, shape [num_prunable]."""
 
     def bind(self, optimizer: Any) -> None:
         """Take note of the optimizer whose stage decides whether the model can be finished."""

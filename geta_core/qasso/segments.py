@@ -23,10 +23,21 @@ CPU_BLOCK, DEVICE_BLOCK = 2**16, 2**24
 class Slot(Protocol):
     """One prunable dimension of a parameter: ``group[index]`` is a group number, or -1 for never pruned."""
 
-    name: str
-    parameter: nn.Parameter
-    dim: int
-    group: Tensor
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter whose rows are zeroed."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension that the rows are on."""
+
+    @property
+    def group(self) -> Tensor:
+        """Group number of each index, long, shape [parameter.shape[dim]]."""
 
 
 @dataclass(eq=False)

@@ -183,4 +183,6 @@ def _sum(values: Tensor, weights: Tensor, grid: _Grid) -> Tensor:
     """Return the sum of the products in the shape of d; ``values`` may be overwritten."""
     if grid.d.dim() == 0:
         return torch.dot(values, weights)
-    return values.mul_(weights).sum_to_size(grid.d.shape)
+    total = values.mul_(weights).sum_to_size(grid.d.shape)
+    # Where there is nothing to sum the result is the buffer itself, which the next block overwrites.
+    return total.clone() if total.shape == values.shape else total

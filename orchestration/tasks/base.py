@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,11 +109,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
 
 def generator(seed: int, *position: int) -> torch.Generator:
     """Return a CPU generator that belongs to a seed and a position such as (epoch, step)."""
-    # The same mixing as numpy's SeedSequence gives independent streams for neighbouring positions.
-    import numpy as np
-
-    state = np.random.SeedSequence([seed, *position]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+    # SeedSequence mixes neighbouring positions into independent states; it takes (a, b) and (a, b, 0) for the same.
+    state = np.random.SeedSequence([len(position), seed, *position]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
 
 
 def classification_loss(model: nn.Module, images: Tensor, labels: Tensor, smoothing: float = 0.0) -> Loss:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from geta_core.graph.capture import where
+from geta_core.errors import UnsupportedOpError
+from geta_core.graph.capture import source_line, where
 from geta_core.graph.dependency import Dependencies, shape_of
 from geta_core.graph.labels import Layers, Operand, tidy, varying
 from geta_core.graph.rules.base import Rule, add
@@ -165,6 +166,9 @@ def _conv_labels(ctx: Dependencies, node: fx.Node) -> Layers:
 def _equal_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand:
     """Every group of a grouped convolution keeps the same number of channels: the same index goes from each."""
     message = f"must leave equal groups, at {where(node)}"
+    if not operand.data and node in ctx.capture.data:
+        # The ties below narrow the layers to one group; the rows of the others reach the result as well.
+        ctx.passed += [layer[layer >= 0] for layer in operand.layers if operand.letters == (0, 2)]
     layers = tuple(ctx.space.tie_across(layer, (0,), message) for layer in operand.layers)
     shape = (1, operand.shape[1])
     return Operand(layers, operand.letters, shape, operand.data)
@@ -231,9 +235,22 @@ def _einsum_terms(node: fx.Node) -> tuple[list[Any], list[tuple[int, ...]], tupl
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     letters = sorted(set(equation) - set(",->."))
+    free = [len(shape_of(v)) - len(t.replace("...", "")) for v, t in zip(values, terms, strict=True) if "..." in t]
+    # Dimensions behind an ellipsis get letters of their own, counted from the right like in broadcasting.
+    hidden = [chr(0x100 + i) for i in range(max(free, default=0))]
+    terms = [
+        t.replace("...", "".join(hidden[len(hidden) - len(shape_of(v)) + len(t.replace("...", "")) :]))
+        for v, t in zip(values, terms, strict=True)
+    ]
+    right = right.replace("...", "".join(hidden))
     if not arrow:
-        right = "".join(c for c in letters if left.count(c) == 1)
-    index = {letter: i for i, letter in enumerate(letters)}
+        right = "".join(hidden) + "".join(c for c in letters if left.count(c) == 1)
+    if any(len(set(term)) < len(term) for term in terms):
+        raise UnsupportedOpError(
+            f"einsum {equation!r} takes a diagonal, which has no dependency rule, in {where(node)}, "
+            f"at {source_line(node)}; use torch.diagonal"
+        )
+    index = {letter: i for i, letter in enumerate([*hidden, *letters])}
     return values, [tuple(index[c] for c in term) for term in terms], tuple(index[c] for c in right)
 
 

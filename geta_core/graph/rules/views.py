@@ -39,8 +39,11 @@ def _view_zeros(ctx: Zeros, node: fx.Node) -> Value:
 
 def _expand_labels(ctx: Dependencies, node: fx.Node) -> Value:
     """Sizes that are broadcast carry no label; new leading dimensions appear on the left."""
-    rank = len(shape_of(node))
-    return tuple(layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in ctx.layers(node.args[0]))
+    rank, layers = len(shape_of(node)), ctx.layers(node.args[0])
+    if node in ctx.capture.data and node.args[0] not in ctx.capture.data:
+        # A parameter that takes the shape of an activation becomes one.
+        ctx.passed += [layer[layer >= 0] for layer in layers]
+    return tuple(layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in layers)
 
 
 def _expand_zeros(ctx: Zeros, node: fx.Node) -> Value:
@@ -187,7 +190,7 @@ def install() -> None:
         aten.unflatten,
     ]
     pieces = [aten.unbind, aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.slice, aten.select]
-    moves = [aten.narrow, aten.unsqueeze, aten.squeeze, aten.movedim, aten.flip, aten.roll, aten.swapaxes, aten.numpy_T]
+    moves = [aten.narrow, aten.unsqueeze, aten.squeeze, aten.movedim, aten.flip, aten.roll, aten.swapaxes, aten.swapdims, aten.mT]
     extra = [
         aten.pixel_shuffle,
         aten.pixel_unshuffle,

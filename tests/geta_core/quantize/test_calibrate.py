@@ -157,7 +157,6 @@ def test_low_precision_inputs_are_observed_in_float32() -> None:
 
 
 def _rank(rank: int, path: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(path, 2), rank=rank, world_size=2)
     try:
         layer = nn.Linear(2, 2)
@@ -172,4 +171,12 @@ def _rank(rank: int, path: str) -> None:
 
 def test_ranks_agree_on_ranges_and_grids(tmp_path: Path) -> None:
     """The signed flag is no tensor: DDP would not broadcast it, so that ranks could train on different grids."""
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2)
+    path = str(tmp_path / "store")
+    other = torch.multiprocessing.get_context("spawn").Process(target=_rank, args=(1, path))
+    other.start()
+    try:
+        _rank(0, path)
+    finally:
+        other.join(timeout=60)
+        other.kill()
+    assert other.exitcode == 0
