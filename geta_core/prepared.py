@@ -176,13 +176,17 @@ def prepare(
 
 def _check_forward(model: nn.Module, inputs: ExampleInputs) -> None:
     from geta_core.graph.capture import first_line
+    from geta_core.slim.verify import with_batch
 
     modes = {module: module.training for module in model.modules()}
+    more, what = batch_size(inputs) + 1, ""
     try:
         with torch.no_grad():
             inputs.run(model.eval())
+            what = f" with {more} instead of {more - 1} rows (it must take any batch size)"
+            with_batch(inputs, more).run(model)
     except Exception as error:
-        raise GetaError(f"the model's forward fails on the example inputs: {first_line(error)}") from error
+        raise GetaError(f"the model's forward fails on the example inputs{what}: {first_line(error)}") from error
     finally:
         for module, training in modes.items():
             module.training = training

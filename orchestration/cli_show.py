@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,12 +54,12 @@ def _list(group: str, program: str, arguments: Sequence[str]) -> int:
 
 def _measure(place: Path) -> int:
     from geta_core.artifact import load
-    from geta_core.artifact.writer import MANIFEST
+    from geta_core.artifact.manifest import field, read
 
     folder = place / "artifact" if (place / "artifact").is_dir() else place
     load(folder)  # every checksum is verified
+    report = field(read(folder), "report", dict)
     try:
-        report = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["report"]
         rows = [
             [row["name"], row["op"], f"{row['macs']:,.0f}", f"{row['weight_bits']:.2f}", f"{row['input_bits']:.2f}"]
             for row in report["layers"]
@@ -73,7 +72,7 @@ def _measure(place: Path) -> int:
             f"{report['bytes']:,} bytes of tensors",
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"the manifest in {folder} holds no report ({error})") from error
+        raise ArtifactError(f"the report in {folder} lacks something ({error})") from error
     table(str(folder), ["layer", "operation", "MACs", "weight bits", "input bits"], rows)
     for line in shown:
         write(line)

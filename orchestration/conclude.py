@@ -13,7 +13,6 @@ from torch import nn
 import geta_core as geta
 from orchestration.assemble import CALIBRATION_BATCHES, build_model
 from orchestration.evaluate import evaluate, latency_ms
-from orchestration.files import atomic_folder
 from orchestration.loop import Surroundings
 from orchestration.pictures import draw
 from orchestration.result import RunResult
@@ -40,8 +39,7 @@ def conclude(
     began = time.perf_counter()
     around.progress.say("finishing: zero groups are removed, bits fixed, the result compared with the trained model")
     compressed = session.method.finish(session.prepared, session.task.calibration_batches(CALIBRATION_BATCHES))
-    with atomic_folder(place.artifact) as folder:
-        compressed.save(folder)
+    compressed.save(place.artifact)
     if not session.prepared.sites:
         save_weights(session.prepared.model, place.weights)
     model = geta.load(place.artifact).to(session.compute.device)

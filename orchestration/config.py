@@ -138,14 +138,17 @@ class Config:
         return cls(**parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values with every default filled in; ``from_dict`` gives the same tree back."""
+        """Return plain values with every default filled in; ``from_dict`` gives the same tree back.
+
+        What the task states about a model (``TASK_STATES``) is left to the task, unless the user said it.
+        """
         tree: dict[str, Any] = {}
         for group in CHOICES:
             choice: Choice = getattr(self, group)
             defaults = {
                 name: option.default
                 for name, option in choice_options(group, choice.name).items()
-                if option.default is not REQUIRED
+                if option.default is not REQUIRED and not (group == "model" and name in TASK_STATES)
             }
             extra = {"weights": self.model.weights} if group == "model" else {}
             tree[group] = {"name": choice.name, **extra, **plain({**defaults, **choice.options})}

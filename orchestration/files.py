@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL = ".partial"
-"""Ending of a file or folder that is being written."""
+"""Ending of a file that is being written."""
 
 
 @contextmanager
@@ -40,22 +39,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write plain values as JSON at once."""
     write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a new folder that replaces ``path`` when the block ends."""
-    partial = path.with_name(path.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    for each in partial.rglob("*"):
-        if each.is_file():
-            with each.open("rb") as file:
-                os.fsync(file.fileno())
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(partial, path)
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

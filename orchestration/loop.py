@@ -76,7 +76,7 @@ def train_step(session: Session, batch: Any) -> None:
     while True:
         with session.compute.autocast():
             outcome = session.task.loss(session.model, batch)
-        loss, metrics = outcome if isinstance(outcome, Loss) else Loss(outcome, {})
+        loss, metrics = Loss(*outcome) if isinstance(outcome, tuple) else Loss(outcome, {})
         session.scaler.scale(loss).backward()
         scale = session.scaler.get_scale() if session.scaler.is_enabled() else 1.0
         session.scaler.step(session.optimizer)

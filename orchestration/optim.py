@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from baselines.schema import Bounds
+from baselines.stages import Share
 from geta_core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
 Fraction = Annotated[float, Bounds(0, 1)]
-Share = Fraction | Annotated[int, Bounds(0)]
-"""A fraction of the run (0.1) or a number of steps (300)."""
 
 
 @dataclass(frozen=True, kw_only=True)

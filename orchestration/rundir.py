@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ from typing import Any
 
 from geta_core.errors import ConfigError, GetaError
 from orchestration.config import Config, decides
-from orchestration.files import write_json, write_text
+from orchestration.files import PARTIAL, write_json, write_text
 from orchestration.values import read_yaml, write_yaml
 
 DEFAULT_ROOT = "runs"
+LOCK = ".lock"
 SHOWN = 6
 """Differing keys that a message names."""
 
@@ -53,7 +55,7 @@ class RunDirectory:
             ConfigError: when it cannot be written, or belongs to something else or to another configuration.
         """
         _check_writable(self.path)
-        if not self.path.is_dir() or not any(each.name != ".lock" for each in self.path.iterdir()):
+        if not self.path.is_dir() or not any(_counts(each) for each in self.path.iterdir()):
             return
         if config.run.resume == "never":
             raise ConfigError([f"run.resume=never needs a new run.output, but {self.path} holds files"])
@@ -73,6 +75,8 @@ class RunDirectory:
             about: command, code, versions and machine of this attempt.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.path.glob(f".{self.artifact.name}.*"):  # of a process killed while it saved the model
+            shutil.rmtree(unfinished, ignore_errors=True)
         if not self.resolved.exists():
             write_text(self.resolved, write_yaml(config.to_dict()))
         write_json(self.environment, {"attempts": [*self.attempts(), dict(about)]})
@@ -95,13 +99,18 @@ class RunDirectory:
         import fcntl
 
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        with (self.path / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 message = f"another process is running in {self.path}; wait for it or change run.output"
                 raise GetaError(message) from error
             yield
+
+
+def _counts(path: Path) -> bool:
+    """Whether a file says that a run lives here; a process killed at its very start leaves some that do not."""
+    return path.name != LOCK and path.suffix != PARTIAL
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
+from geta_core.artifact.manifest import field
 from geta_core.artifact.specs import decode_spec, encode_spec
 from geta_core.errors import ArtifactError
 from geta_core.graph.capture import first_line
@@ -51,9 +52,9 @@ def encode(module: fx.GraphModule) -> dict[str, Any]:
     """
     nodes = [_encode_node(module, node) for node in module.graph.nodes if not _is_guard(module, node)]
     codegen = module.graph._codegen
-    if not isinstance(codegen, _PyTreeCodeGen):
+    info = codegen.pytree_info if isinstance(codegen, _PyTreeCodeGen) else None
+    if info is None or info.out_spec is None:
         raise ArtifactError("save: the graph has no calling convention; it must come from torch.export")
-    info = codegen.pytree_info
     return {
         "nodes": nodes,
         "arguments": list(info.orig_args),
@@ -148,19 +149,19 @@ def decode(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphMo
 
 def _build(data: Mapping[str, Any], root: dict[str, Any]) -> fx.GraphModule:
     graph, known = fx.Graph(), dict[str, fx.Node]()
-    arguments, in_spec = data["arguments"], decode_spec(data["in_spec"])
+    arguments, in_spec = field(data, "arguments", list), decode_spec(data["in_spec"])
     _check_names(arguments)
     # The keywords of the call become text of the generated code too.
     _check_names(key for child in in_spec.children() if child.type is dict for key in child.context)
-    for entry in data["nodes"]:
+    for entry in field(data, "nodes", list):
         if entry["op"] not in OPS:
             raise ArtifactError(f"load: unknown kind of node {entry['op']!r} in the graph")
-        args = tuple(_decode(item, known) for item in entry["args"])
+        args = tuple(_decode(item, known) for item in field(entry, "args", list))
         kwargs = {key: _decode(item, known) for key, item in entry["kwargs"]["map"].items()}
         _check_names((entry["name"], *kwargs))
         target = _decode_target(entry, root)
         known[entry["name"]] = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
-    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(list(arguments), in_spec, decode_spec(data["out_spec"]))))
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(arguments, in_spec, decode_spec(data["out_spec"]))))
     return fx.GraphModule(root, graph)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from geta_core.artifact.graph_json import encode
-from geta_core.artifact.manifest import FORMAT, MANIFEST, TENSORS, dumps, number, read
+from geta_core.artifact.manifest import FORMAT, MANIFEST, TENSORS, dumps, number
 from geta_core.artifact.tensors import held_tensors, stored
 from geta_core.errors import ArtifactError
 from geta_core.quantize import Quantizer
@@ -47,15 +47,8 @@ def save(compressed: Compressed, directory: str | os.PathLike[str]) -> None:
 def _check_replaceable(target: Path) -> None:
     """Only an empty directory, or one that holds an artifact and nothing else, is ever replaced."""
     names = {path.name for path in target.iterdir()} if target.exists() else set()
-    if not names:
-        return
-    try:
-        if names <= {TENSORS, MANIFEST}:
-            read(target)
-            return
-    except ArtifactError:
-        pass
-    raise ArtifactError(f"save: {target} holds something else than an artifact; choose another directory")
+    if names and names != {TENSORS, MANIFEST}:
+        raise ArtifactError(f"save: {target} holds something else than an artifact; choose another directory")
 
 
 @contextmanager
@@ -82,6 +75,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _swap(staging: Path, target: Path) -> None:
+    _sync(staging)
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -93,12 +87,15 @@ def _swap(staging: Path, target: Path) -> None:
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    for folder in (target, target.parent):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    _sync(target.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _contents(compressed: Compressed) -> tuple[bytes, dict[str, Any]]:

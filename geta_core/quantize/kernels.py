@@ -124,10 +124,10 @@ def _compiled(body: Callable[..., Any], key: Key) -> Callable[..., Any]:
 def _bare(value: Tensor | None) -> Tensor | None:
     """Return the value as a tensor that is neither Parameter nor view.
 
-    Each rank, Parameter and requires_grad flag would be a specialisation of its own; so would the rank of a view's
-    base, and what detach() returns is a view.
+    Each rank, Parameter and requires_grad flag would be a specialisation of its own, and so would the rank of the
+    tensor that a view belongs to.
     """
-    return None if value is None else value.data
+    return None if value is None else value.detach()
 
 
 def _compiled_forward(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -> Tensor:

@@ -49,13 +49,14 @@ def _cast(dtype: torch.dtype, *values: Tensor) -> tuple[Tensor, ...]:
 def bit_width(d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -> Tensor:
     """Return the bit width b of the grid, shaped like d.
 
-    A ratio q_m^t/d that is a whole number up to the rounding of its operands (relative 8 eps) is taken as that number,
-    so that a d made by :func:`step_for_bits` gives back exactly the whole number of bits it was made for.
+    A ratio q_m^t/d that is a whole number up to rounding (relative 32 eps; powers differ by a few eps between devices,
+    and between one number and a batch of them) is taken as that number, so that a d made by :func:`step_for_bits` gives
+    back exactly the whole number of bits it was made for.
     """
     dtype = working_dtype(torch.promote_types(d.dtype, q_m.dtype))
     ratio = power(q_m.to(dtype), None if t is None else t.to(dtype)) / d.to(dtype)
     whole = ratio.round()
-    ratio = torch.where((ratio - whole).abs() <= 8 * torch.finfo(dtype).eps * whole, whole, ratio)
+    ratio = torch.where((ratio - whole).abs() <= 32 * torch.finfo(dtype).eps * whole, whole, ratio)
     bits = torch.log2(ratio + 1)
     return bits + 1 if signed else bits
 

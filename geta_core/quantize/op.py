@@ -61,15 +61,16 @@ fake_quantize.register_autograd(_op_backward, setup_context=_save)
 class FakeQuantize(torch.autograd.Function):
     """``FakeQuantize.apply(x, d, q_m, t, signed, chain_rule)``; only x and the parameters are kept for the backward."""
 
+    # A separate setup_context would make torch read and bind this signature anew at every call, which takes longer
+    # than quantizing a small weight; it is needed for torch.func's transforms only.
     @staticmethod
-    def forward(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool, chain_rule: bool) -> Tensor:
-        """Return x^Q."""
-        return kernels.forward(x, d, q_m, t, signed)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the inputs for the backward pass."""
-        _save(ctx, inputs, output)
+    def forward(
+        ctx: Any, x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool, chain_rule: bool
+    ) -> Tensor:
+        """Return x^Q, and keep the inputs for the backward pass."""
+        out = kernels.forward(x, d, q_m, t, signed)
+        _save(ctx, (x, d, q_m, t, signed, chain_rule), out)
+        return out
 
     @staticmethod
     @once_differentiable

@@ -36,7 +36,19 @@ def export_switchable(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.Graph
         for owner, training in modes.items():
             owner.training = training
     program.graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: _writes(node))
-    return program.module(check_guards=False), _named(model, program)
+    module = program.module(check_guards=False)
+    for path in program.graph_signature.lifted_tensor_constants:
+        _hold(module, path)
+    return module, _named(model, program)
+
+
+def _hold(module: nn.Module, path: str) -> None:
+    """Make a constant of the traced code a buffer, so that it is cut, moved and stored like one."""
+    owner = module.get_submodule(path.rpartition(".")[0])
+    leaf = path.rpartition(".")[2]
+    if leaf not in owner._buffers:
+        value = owner.__dict__.pop(leaf)
+        owner.register_buffer(leaf, value, persistent=False)
 
 
 def _writes(node: fx.Node) -> bool:
@@ -48,17 +60,12 @@ def _writes(node: fx.Node) -> bool:
 def _dynamic_export(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
     batch = batch_size(inputs)
 
-    def dynamic(value: Any) -> Any:
+    shapes: Any = torch.export.ShapesCollection()
+    for value in inputs.leaves():
         if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch:
-            return {0: torch.export.Dim.AUTO}
-        return None
-
-    shapes: Any = torch.utils._pytree.tree_map(dynamic, (inputs.args, inputs.kwargs))
-    spec = shapes[1] if inputs.kwargs and not inputs.args else shapes[0]
-    if inputs.kwargs and inputs.args:
-        spec = None
+            shapes[value] = {0: torch.export.Dim.AUTO}
     try:
-        return torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=spec, strict=False)
+        return torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise GetaError(f"torch.export cannot trace the model in train mode: {first_line(error)}") from error
 
@@ -207,7 +214,7 @@ def _conv(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
 
 
 def _pieces(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
-    """split, split_with_sizes and chunk become split_with_sizes."""
+    """split, split_with_sizes, chunk and tensor_split become split_with_sizes."""
     count, rank = len(node.meta["val"]), len(shape_of(node.args[0]))
     dim = int(cast(int, node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0))) % rank
     if not bool(removal.gone(cast(fx.Node, node.args[0]), dim).any()):
@@ -225,10 +232,10 @@ def _slice(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
     if not bool(gone.any()):
         return
     size, given = len(gone), [*node.args[2:], *[None] * 3]
-    step = given[2] or 1
-    if step != 1:
-        raise PruningError(f"a slice with a step over pruned channels cannot be rewritten, at {where(node)}")
     start, end = (_clamped(value, default, size) for value, default in zip(given[:2], (0, size), strict=True))
+    if given[2] not in (None, 1):
+        _pick(twin, dim, torch.arange(size)[start : end : int(cast(int, given[2]))], gone)
+        return
     alive = (~gone).long().cumsum(0)
     new = [int(alive[bound - 1]) if bound else 0 for bound in (start, end)]
     twin.args, twin.kwargs = (twin.args[0], dim, *new), {}
@@ -238,6 +245,57 @@ def _clamped(value: Any, default: int, size: int) -> int:
     if value is None:
         return default
     return max(0, min(int(value) + size if value < 0 else int(value), size))
+
+
+def _narrow(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    source, dim, start, length = cast(tuple[fx.Node, int, int, int], node.args)
+    gone = removal.gone(source, dim % len(shape_of(source)))
+    if bool(gone.any()):
+        start %= len(gone)
+        kept = [int((~part).sum()) for part in (gone[:start], gone[start : start + length])]
+        twin.args = (twin.args[0], dim, *kept)
+
+
+def _roll(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    """A roll over pruned channels: how far it goes depends on how many of those it moves are left."""
+    source, shifts = cast(fx.Node, node.args[0]), cast(list[int], node.args[1])
+    rank = len(shape_of(source))
+    dims = [dim % rank for dim in cast(list[int], node.args[2] if len(node.args) > 2 else [])]
+    if not dims and removal.changed(source):
+        raise PruningError(f"a roll of all dimensions over pruned channels cannot be rewritten, at {where(node)}")
+    new = []
+    for shift, dim in zip(shifts, dims, strict=bool(dims)):
+        gone = removal.gone(source, dim)
+        new.append(int((~gone[len(gone) - shift % len(gone) :]).sum()) if bool(gone.any()) else shift)
+    if dims:
+        twin.args = (twin.args[0], new, dims)
+
+
+def _unbind(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    """The results are counted anew; what read a pruned one is gone with it."""
+    source = cast(fx.Node, node.args[0])
+    dim = int(cast(int, node.args[1] if len(node.args) > 1 else 0)) % len(shape_of(source))
+    gone = removal.gone(source, dim)
+    for user in list(twin.users):
+        index = int(cast(int, user.args[1]))
+        if not bool(gone[index]):
+            user.args = (twin, int((~gone[:index]).sum()))
+        elif user.users:
+            raise PruningError(f"a selected channel was pruned, at {where(node)}")
+        else:
+            twin.graph.erase_node(user)
+
+
+def _pick(twin: fx.Node, dim: int, positions: Tensor, gone: Tensor) -> None:
+    """Turn a node into a choice of positions along one dimension, of those that stay."""
+    module = cast(fx.GraphModule, twin.graph.owning_module)
+    alive = (~gone).long().cumsum(0) - 1
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    path = f"_positions_{twin.name}"
+    module.register_buffer(path, alive[positions[~gone[positions]]].to(device), persistent=False)
+    with twin.graph.inserting_before(twin):
+        index = twin.graph.get_attr(path)
+    twin.target, twin.args, twin.kwargs = aten.index_select.default, (twin.args[0], dim, index), {}
 
 
 def _select(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
@@ -257,11 +315,6 @@ def _attention(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
         twin.kwargs = {**twin.kwargs, "scale": shape_of(node.args[0])[-1] ** -0.5}
 
 
-def _fixed(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
-    if removal.changed(cast(fx.Node, node.args[0])):
-        raise PruningError(f"{node.target} over pruned channels cannot be rewritten, at {where(node)}")
-
-
 _REWRITERS: dict[Any, Callable[[Removal, fx.Node, fx.Node], None]] = {
     **dict.fromkeys([aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.broadcast_to], _sizes),
     aten.unflatten: _unflatten,
@@ -269,9 +322,11 @@ _REWRITERS: dict[Any, Callable[[Removal, fx.Node, fx.Node], None]] = {
     aten.group_norm: _group_norm,
     **dict.fromkeys([aten.conv1d, aten.conv2d, aten.conv3d], _conv),
     **dict.fromkeys([aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d], _conv),
-    **dict.fromkeys([aten.split, aten.split_with_sizes, aten.chunk], _pieces),
+    **dict.fromkeys([aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split], _pieces),
     aten.slice: _slice,
+    aten.narrow: _narrow,
+    aten.roll: _roll,
     aten.select: _select,
+    aten.unbind: _unbind,
     aten.scaled_dot_product_attention: _attention,
-    **dict.fromkeys([aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle], _fixed),
 }

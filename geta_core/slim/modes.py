@@ -36,6 +36,47 @@ class Dropout(nn.Module):
         return F.dropout(x, p, self.training)
 
 
+class InstanceNorm(nn.Module):
+    """Running statistics where they are kept and the module is not training, else those of each example."""
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        *settings: Any,
+    ) -> Tensor:
+        """Normalize ``x`` [N, C, ...]; settings are as for batch norm."""
+        _, momentum, eps, _ = settings
+        return F.instance_norm(x, mean, variance, weight, bias, self.training or mean is None, momentum, eps)
+
+
+class FeatureDropout(nn.Module):
+    """Dropout of whole channels while training."""
+
+    def forward(self, x: Tensor, p: float, training: bool) -> Tensor:
+        """Drop channels of ``x`` [N, C, ...]."""
+        return torch.feature_dropout(x, p, self.training)
+
+
+class AlphaDropout(nn.Module):
+    """Dropout that keeps mean and variance, while training."""
+
+    def forward(self, x: Tensor, p: float, training: bool) -> Tensor:
+        """Drop elements of ``x``."""
+        return F.alpha_dropout(x, p, self.training)
+
+
+class RandomReLU(nn.Module):
+    """A random slope below zero while training, the mean slope otherwise."""
+
+    def forward(self, x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Tensor:
+        """Apply to every element of ``x``."""
+        return F.rrelu(x, lower, upper, self.training)
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention; dropout only while training."""
 
@@ -58,7 +99,14 @@ class CountIfTraining(nn.Module):
 
 MODES: dict[Any, type[nn.Module]] = {
     aten.batch_norm.default: BatchNorm,
+    aten.instance_norm.default: InstanceNorm,
     aten.dropout.default: Dropout,
+    aten.dropout_.default: Dropout,
+    aten.feature_dropout.default: FeatureDropout,
+    aten.feature_dropout_.default: FeatureDropout,
+    aten.alpha_dropout.default: AlphaDropout,
+    aten.alpha_dropout_.default: AlphaDropout,
+    aten.rrelu.default: RandomReLU,
     aten.scaled_dot_product_attention.default: Attention,
     aten.add_.Tensor: CountIfTraining,
 }

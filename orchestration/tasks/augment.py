@@ -23,8 +23,9 @@ def flip_and_crop(images: Tensor, padding: int, flip: bool, generator: torch.Gen
         Images of the same shape and dtype.
     """
     batch, channels, height, width = images.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator).to(images.device)
-    mirrored = torch.rand(batch, 1, generator=generator).to(images.device) < 0.5
+    shifts = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator)
+    top, left = shifts.to(images.device, non_blocking=True)
+    mirrored = torch.rand(batch, 1, generator=generator).to(images.device, non_blocking=True) < 0.5
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     if flip:
@@ -38,6 +39,6 @@ def flip_and_crop(images: Tensor, padding: int, flip: bool, generator: torch.Gen
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turn uint8 images [B, C, H, W] into float32 with the given mean and deviation per channel (in 0 .. 1)."""
     shape = (1, len(mean), 1, 1)
-    offset = torch.tensor(mean, device=images.device).view(shape) * 255
-    scale = 1 / (torch.tensor(std, device=images.device).view(shape) * 255)
+    offset = (torch.tensor(mean) * 255).view(shape).to(images.device, non_blocking=True)
+    scale = (1 / (torch.tensor(std) * 255)).view(shape).to(images.device, non_blocking=True)
     return (images.float() - offset) * scale

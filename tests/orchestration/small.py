@@ -31,8 +31,9 @@ SMALL = (
 
 
 def small(output: Path | str, *more: str) -> list[str]:
-    """Return the arguments of a short GETA run."""
-    return [*SMALL, f"run.output={output}", *more]
+    """Return the arguments of a short run, by GETA if nothing else is said."""
+    shared = [value for value in SMALL if "method=dense" not in more or not value.startswith("method.")]
+    return [*shared, f"run.output={output}", *more]
 
 
 def write_resolved(folder: Path, *more: str) -> Path:

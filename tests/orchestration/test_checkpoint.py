@@ -13,7 +13,7 @@ import torch
 
 from geta_core.errors import ArtifactError
 from orchestration.checkpoint import KEEP, CheckpointStore
-from orchestration.files import atomic_file, atomic_folder, write_json, write_text
+from orchestration.files import atomic_file, write_json, write_text
 from orchestration.meter import Meter
 from orchestration.state import random_state, set_random_state
 
@@ -115,18 +115,6 @@ def test_files_are_replaced_at_once(tmp_path: Path) -> None:
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     write_json(path, {"a": [1]})
     assert json.loads(path.read_text()) == {"a": [1]}
-
-
-def test_folders_are_replaced_at_once(tmp_path: Path) -> None:
-    place = tmp_path / "folder"
-    for text in ("old", "new"):
-        with atomic_folder(place) as folder:
-            assert not (folder / "old").exists()
-            (folder / text).write_text(text)
-    assert [path.name for path in place.iterdir()] == ["new"]
-    with pytest.raises(RuntimeError), atomic_folder(place) as folder:
-        raise RuntimeError
-    assert [path.name for path in place.iterdir()] == ["new"]
 
 
 def test_random_generators_come_back_through_a_file(tmp_path: Path) -> None:

@@ -91,6 +91,12 @@ def test_resolved_values_give_the_same_configuration(tmp_path: Path) -> None:
     assert yaml.safe_load(path.read_text())["method"]["pin"] == ["conv1"]
 
 
+def test_what_the_task_states_about_the_model_is_left_to_the_task() -> None:
+    config = compose(["model=resnet18", "task=cifar10"])
+    assert "num_classes" not in config.to_dict()["model"], "the builder's default would hide the task's"
+    assert compose(["model=resnet18", "task=cifar10", "model.num_classes=7"]).to_dict()["model"]["num_classes"] == 7
+
+
 def test_a_resolved_file_with_changes(tmp_path: Path) -> None:
     path = tmp_path / "resolved.yaml"
     path.write_text(write_yaml(compose([]).to_dict()))

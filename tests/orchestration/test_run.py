@@ -34,7 +34,8 @@ W_AND_A = "method.activation_bits=[4,8]"
 def test_what_a_run_leaves(finished: RunResult, finished_directory: Path) -> None:
     names = {path.name for path in finished_directory.iterdir()}
     assert names == {
-        ".lock", "artifact", "checkpoints", "environment.json", "metrics.jsonl", "pictures", "resolved.yaml", "result.json",
+        ".lock", "artifact", "checkpoints", "environment.json", "metrics.jsonl", "pictures", "resolved.yaml",
+        "result.json",
     }  # fmt: skip
     pictures = {path.name for path in (finished_directory / "pictures").iterdir()}
     assert pictures == {"bits_per_layer.png", "channels_per_layer.png", "training.png"}
@@ -97,11 +98,11 @@ def test_it_is_refused_with_another_configuration(finished_directory: Path) -> N
     with pytest.raises(ConfigError) as caught:
         run(config)
     assert "method.sparsity: 0.5 -> 0.25; optimizer.lr: 0.1 -> 0.05" in str(caught.value)
-    with pytest.raises(ConfigError, match="run.resume=never needs a new run.output"):
+    with pytest.raises(ConfigError, match=r"run\.resume=never needs a new run.output"):
         run(compose(small(finished_directory, W_AND_A, "run.resume=never")))
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Ends a run in the middle."""
 
 
@@ -115,10 +116,10 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     def stop_after(session: Session, around: loop.Surroundings) -> None:
         original(session, around)
         if session.step == at:
-            raise Stop
+            raise StopError
 
     monkeypatch.setattr(loop, "after_step", stop_after)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(compose(arguments))
     monkeypatch.setattr(loop, "after_step", original)
     run(compose(arguments))
@@ -163,10 +164,10 @@ def partial_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> lis
     def stop_after(session: Session, around: loop.Surroundings) -> None:
         original(session, around)
         if session.step == at:
-            raise Stop
+            raise StopError
 
     monkeypatch.setattr(loop, "after_step", stop_after)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(compose(arguments))
     monkeypatch.setattr(loop, "after_step", original)
     return arguments
@@ -193,7 +194,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(
 
 
 def test_resume_must_and_foreign_directories(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="run.resume=must needs a checkpoint"):
+    with pytest.raises(ConfigError, match=r"run\.resume=must needs a checkpoint"):
         run(compose(small(tmp_path / "new", "run.resume=must")))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
@@ -266,7 +267,7 @@ def test_a_dead_tracker_does_not_stop_a_run(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_dense_run_gives_weights_that_others_start_from(tmp_path: Path) -> None:
-    dense = run(compose(small(tmp_path / "dense", "method=dense", *without_stages())))
+    dense = run(compose(small(tmp_path / "dense", "method=dense")))
     assert dense.relative_bops == 1 and dense.group_sparsity == 0 and dense.native
     session = assemble(compose(small(tmp_path / "next", f"model.weights={dense.directory}")))
     loaded = {key: value for key, value in session.prepared.model.state_dict().items() if "running" in key}
@@ -274,7 +275,7 @@ def test_a_dense_run_gives_weights_that_others_start_from(tmp_path: Path) -> Non
     assert loaded and all(torch.equal(value, state["model"][key]) for key, value in loaded.items())
     pt = tmp_path / "weights.pt"
     torch.save(state["model"], pt)
-    assert assemble(compose(small(tmp_path / "next", f"model.weights={pt}", "method=dense", *without_stages())))
+    assert assemble(compose(small(tmp_path / "next", f"model.weights={pt}", "method=dense")))
     for path, words in {
         str(tmp_path / "absent.pt"): "does not exist",
         str(Path(dense.directory, "result.json")): "cannot be read as tensors alone",
@@ -283,11 +284,6 @@ def test_a_dense_run_gives_weights_that_others_start_from(tmp_path: Path) -> Non
             assemble(compose(small(tmp_path / "next", f"model.weights={path}")))
     with pytest.raises(ConfigError, match="does not fit the model"):
         assemble(compose(small(tmp_path / "next", f"model.weights={pt}", "model.width=7")))
-
-
-def without_stages() -> Iterator[str]:
-    """Nothing: the keys of GETA's stages are not dense's."""
-    return iter(())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -58,7 +58,7 @@ def write_images(root: Path) -> None:
 def tasks(tmp_path: Path) -> dict[str, Any]:
     write_cifar10(tmp_path / "cifar")
     write_images(tmp_path / "folders")
-    found = {
+    found: dict[str, Any] = {
         "digits": Digits(),
         "cifar10": Cifar10(root=str(tmp_path / "cifar"), batch_size=16),
         "image_folder": ImageFolder(root=str(tmp_path / "folders"), size=16, batch_size=6, validation=0.2, workers=2),

@@ -74,7 +74,7 @@ def test_a_resumed_run_is_one_run_without_doubles(tmp_path: Path, store: str) ->
         tracker.start({"run.seed": 3, **{f"key{number}": number for number in range(150)}}, {"geta.method": "geta"})
         tracker.send(lines(30))
         tracker.files([tmp_path / "picture.png", tmp_path / "artifact"])
-        tracker.finish(status)  # type: ignore[arg-type]
+        tracker.finish(status)
         info, found = history(store, tmp_path, "loss")
         assert info.info.status == status
         assert [(each.step, each.timestamp, each.value) for each in sorted(found, key=lambda each: each.step)] == [

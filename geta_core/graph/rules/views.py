@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
+from geta_core.graph.capture import where
 from geta_core.graph.dependency import Dependencies, literal, shape_of
 from geta_core.graph.labels import Layers, Operand, collapse, tidy, varying
 from geta_core.graph.rules.base import Rule, Value, add
@@ -49,6 +50,34 @@ def _expand_labels(ctx: Dependencies, node: fx.Node) -> Value:
 def _expand_zeros(ctx: Zeros, node: fx.Node) -> Value:
     rank = len(shape_of(node))
     return tuple(layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in ctx.zeros(node.args[0]))
+
+
+# ---------------------------------------------------------------- shuffles
+
+
+def _pixel_shuffle_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    """The r x r channels that become the pixels of one channel go together."""
+    factor = cast(int, node.args[1])
+    return _move(node, _in_blocks(ctx, node, ctx.layers(node.args[0]), -3, (-1, factor * factor), 1))
+
+
+def _channel_shuffle_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    """Every group gives the same channels, so that the shuffled order stays."""
+    groups = cast(int, node.args[1])
+    return _move(node, _in_blocks(ctx, node, ctx.layers(node.args[0]), 1, (groups, -1), 0))
+
+
+def _in_blocks(ctx: Dependencies, node: fx.Node, layers: Layers, dim: int, sizes: tuple[int, int], tied: int) -> Layers:
+    """Split dimension ``dim`` in two and tie the labels along one of the two."""
+    found = []
+    for layer in layers:
+        dim %= layer.dim()
+        if dim in varying(layer):
+            blocks = layer.unflatten(dim, sizes)
+            first = ctx.space.tie_across(blocks, (dim + tied,), f"must stay a block, at {where(node)}")
+            layer = first.expand_as(blocks).flatten(dim, dim + 1)
+        found.append(layer)
+    return tuple(found)
 
 
 # ---------------------------------------------------------------- cat and stack
@@ -190,15 +219,20 @@ def install() -> None:
         aten.unflatten,
     ]
     pieces = [aten.unbind, aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.slice, aten.select]
-    moves = [aten.narrow, aten.unsqueeze, aten.squeeze, aten.movedim, aten.flip, aten.roll, aten.swapaxes, aten.swapdims, aten.mT]
-    extra = [
-        aten.pixel_shuffle,
-        aten.pixel_unshuffle,
-        aten.channel_shuffle,
-        aten.repeat,
-        aten.tile,
-        aten.repeat_interleave,
+    moves = [
+        aten.narrow,
+        aten.unsqueeze,
+        aten.squeeze,
+        aten.movedim,
+        aten.flip,
+        aten.roll,
+        aten.swapaxes,
+        aten.swapdims,
+        aten.mT,
     ]
+    extra = [aten.pixel_unshuffle, aten.repeat, aten.tile, aten.repeat_interleave]
+    add([aten.pixel_shuffle], Rule(_pixel_shuffle_labels, _view_zeros))
+    add([aten.channel_shuffle], Rule(_channel_shuffle_labels, _view_zeros))
     add([*views, *pieces, *moves, *extra, aten.diagonal], Rule(_view_labels, _view_zeros))
     add([aten.expand, aten.expand_as, aten.broadcast_to], Rule(_expand_labels, _expand_zeros))
     add([aten.cat, aten.stack], Rule(_cat_labels, _cat_zeros))

@@ -153,6 +153,16 @@ def test_tied_weights_share_one_quantizer(per_channel: bool) -> None:
     assert torch.equal(net.embedding.weight, net.head.weight)
 
 
+def test_two_layers_of_one_weight_are_one_site() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    net[2].weight = net[0].weight
+    weight, *inputs = quantized(net, torch.randn(3, 4), config())
+    assert [site.name for site in (weight, *inputs)] == ["0.weight", "0.input", "2.input"]
+    assert weight.owners == ((net[0], "weight"), (net[2], "weight"))
+    assert len(net[0].parametrizations.weight) == len(net[2].parametrizations.weight) == 1
+    gradients(net, torch.randn(3, 4))
+
+
 @pytest.mark.parametrize("exponent", [1.0, 1.3])
 def test_baking_keeps_values_ties_and_parameters(exponent: float) -> None:
     net, index = Tied(), torch.randint(0, 11, (2, 3))

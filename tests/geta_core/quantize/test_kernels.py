@@ -43,7 +43,7 @@ def absolute_terms(g: Tensor, x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | Non
     return tuple(None if value is None else value.abs().sum() for value in elementwise)  # type: ignore[return-value]
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple),
     block=st.sampled_from([8, 64, 100, 1 << 17]),
@@ -60,6 +60,7 @@ def test_blocks_equal_plain(
     axes = list(range(len(shape)))
     order.shuffle(axes)  # type: ignore[attr-defined]
     x, g = (torch.randn(shape).to(dtype).permute(axes) for _ in range(2))
+    x = (x * 10).round() / 10  # so that some lie exactly on the ends of the range
     d, q_m, *rest = triple(1.3, 5, exponent, signed)
     t = rest[0] if rest else None
     with block_size(block), kernel("eager"):

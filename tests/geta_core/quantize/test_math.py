@@ -119,6 +119,16 @@ def test_bits_and_step_are_exact_inverses_for_whole_bits(dtype: torch.dtype, sig
             assert bit_width(step_for_bits(bits, ranges[i], one, signed), ranges[i], one, signed).item() == bits
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("signed", GRIDS)
+def test_whole_bits_survive_the_rounding_of_another_device_or_batch(dtype: torch.dtype, signed: bool) -> None:
+    q_m = torch.rand(400, dtype=dtype) + 0.1
+    t = torch.full_like(q_m, 1.3)
+    for bits, ulps in itertools.product(range(2, 17), (-16, -5, -2, 2, 5, 16)):
+        d = step_for_bits(bits, q_m, t, signed) * (1 + ulps * torch.finfo(dtype).eps)
+        assert torch.equal(bit_width(d, q_m, t, signed), torch.full_like(d, bits)), (bits, ulps)
+
+
 @given(bits=st.floats(1.5, 16), q_m=st.floats(1e-4, 1e3), t=st.floats(0.4, 2), signed=st.booleans())
 def test_bits_of_any_width(bits: float, q_m: float, t: float, signed: bool) -> None:
     q, e = torch.tensor(q_m, dtype=torch.float64), torch.tensor(t, dtype=torch.float64)

@@ -84,14 +84,29 @@ def test_no_quantized_tensor_is_kept(name: str, monkeypatch: pytest.MonkeyPatch)
 def test_frame_is_closed_when_the_forward_raises() -> None:
     net = conv_net()
     quantized(net, torch.randn(4, 3, 8, 8), config(recompute=True))
+    assert not hooks_are_active()
     with pytest.raises(RuntimeError):
         net(torch.randn(4, 2, 8, 8))
     assert recompute._frames.stack == []
-    x = torch.randn(3, requires_grad=True)
-    y = x.exp()
-    assert y.grad_fn is not None
-    assert not isinstance(y.grad_fn._saved_result, recompute._Kept)
+    assert not hooks_are_active()
     gradients(net, torch.randn(4, 3, 8, 8))
+    assert not hooks_are_active()
+
+
+def hooks_are_active() -> bool:
+    """Tell whether saved tensors pass through hooks now: a saved tensor takes only one pair of them."""
+    made = torch.randn(3, requires_grad=True).exp().grad_fn
+    assert made is not None
+    try:
+        made._raw_saved_result.register_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    except RuntimeError:
+        return True
+    return False
+
+
+def test_the_probe_for_hooks_sees_them() -> None:
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        assert hooks_are_active()
 
 
 @pytest.mark.parametrize("what", ["step", "input"])
@@ -105,6 +120,17 @@ def test_changes_in_place_are_noticed(what: str) -> None:
         (sites[1].quantizer.d if what == "step" else x).mul_(2)
     with pytest.raises(RuntimeError, match="changed in place"):
         loss.backward()
+
+
+def test_changes_are_noticed_where_only_the_layer_runs_backward() -> None:
+    """Then the quantizer's own backward, which would notice them too, does not run."""
+    layer = nn.Linear(4, 3)
+    quantized(layer, torch.randn(5, 4), config(weights=False, recompute=True))
+    x = torch.randn(5, 4)
+    loss = layer(x).square().sum()
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        torch.autograd.grad(loss, layer.weight)
 
 
 def test_other_saved_tensors_are_checked_for_changes_too() -> None:

@@ -1,0 +1,146 @@
+"""Bad input: one line per fault, exit code 2, and nothing left behind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestration.cli_run import main
+from orchestration.cli_show import measure
+from sweeps.cli import main as geta
+from tests.orchestration.small import everything_under, small
+from tests.orchestration.test_tasks import write_cifar10
+
+OWN = """
+import torch
+from torch import nn
+
+class Picky(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 10)
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        return self.layer(self.norm(x)).reshape(3, 7)
+
+def picky():
+    return Picky()
+
+def empty():
+    return nn.Identity()
+
+def broken():
+    raise RuntimeError("no such\\nlayer")
+
+def text():
+    return "not a module"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder; own code and data lie beside it."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("GETA_DATA", raising=False)
+    (tmp_path / "bad_nets.py").write_text(OWN)
+    (tmp_path / "file").write_text("in the way")
+    write_cifar10(tmp_path / "whole")
+    (write_cifar10(tmp_path / "half") / "data_batch_4").unlink()
+    return place
+
+
+CASES: list[tuple[list[str], str]] = [
+    (["model=resnt20", "task=cifar10"], "unknown model 'resnt20' (did you mean 'resnet20'?)"),
+    (["task=digit"], "unknown task 'digit' (did you mean 'digits'?)"),
+    (["method=qat"], "unknown method 'qat'"),
+    (["method.sparsityy=0.3"], "unknown key method.sparsityy (did you mean 'method.sparsity'?)"),
+    (["method.sparsity=1.0"], "method.sparsity must be a number with 0 <= sparsity < 1, but got 1.0"),
+    (["method.sparsity=-0.1"], "method.sparsity must be a number with 0 <= sparsity < 1, but got -0.1"),
+    (["method.weight_bits=[8,4]"], "method.weight_bits: the lowest must not exceed the highest, but got (8, 4)"),
+    (["method.weight_bits=[1,4]"], "method.weight_bits must lie in [2, 16], but got (1, 4)"),
+    (["method.activation_bits=[4,6,8]"], "method.activation_bits must be two whole numbers"),
+    (["method.warmup=300", "run.steps=40"], "method's stages must fit the run's 40 steps"),
+    (["method.warmup=0.5", "method.projection=0.4", "method.joint=0.3"], "must not exceed 1, but sum to 1.2"),
+    (["method.joint=2", "method.pruning_periods=5"], "method.pruning_periods must not exceed method.joint"),
+    (["scheduler.warmup=50", "run.steps=40"], "scheduler.warmup must not exceed the run's 40 steps, but got 50"),
+    (["model=bad_nets:picky", "model.width=3"], "model.width is not an option of 'bad_nets:picky'"),
+    (["model=bad_nets:picky"], "the model's forward fails on"),
+    (["model=bad_nets:empty"], "must have parameters that can be trained"),
+    (["model=bad_nets:broken"], "could not be built: RuntimeError: no such layer"),
+    (["model=bad_nets:text"], "must return a torch.nn.Module, got str"),
+    (["model.weights=nowhere.pt"], "model.weights must be a file or the directory of a dense run"),
+    (["task=cifar10", "model=resnet20"], "task=cifar10 needs its data: give task.root=FOLDER or set GETA_DATA"),
+    (["task=cifar10", "model=resnet20", "task.root=../nowhere"], "task.root must be a folder, but ../nowhere does not"),
+    (["task=cifar10", "model=resnet20", "task.root=../half"], "is incomplete: data_batch_4 missing"),
+    (["task=image_folder", "task.root=../whole"], "train does not exist"),
+    (["run.output=../file/run"], "cannot be a directory: "),
+    (["run.output=/proc/geta/run"], "cannot be written: "),
+    (["run.device=cuda:7"], "run.device=cuda:7 is not on this machine"),
+    (["run.resume=must"], "run.resume=must needs a checkpoint"),
+    (["nonsense"], "'nonsense' must have the form key=value"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), CASES, ids=[" ".join(arguments) for arguments, _ in CASES])
+def test_one_line_code_2_and_nothing_left(
+    folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    before = everything_under(folder.parent)
+    assert main([*arguments, "run.threads=1"]) == 2
+    captured = capfd.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("geta: ") and words in line
+    assert captured.out == ""
+    after = {name for name in everything_under(folder.parent) if "__pycache__" not in name}
+    assert after == before, "nothing is left behind"
+
+
+def test_several_faults_have_a_line_each(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["model=digits_cn", "method.weight_bits=[8,4]", "run.epochs=-1"]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 3
+    assert not everything_under(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda artifact: (artifact / "model.safetensors").write_bytes(b"x"), "truncated or altered"),
+        (lambda artifact: (artifact / "manifest.json").write_text("{"), "not valid JSON"),
+        (lambda artifact: (artifact / "manifest.json").unlink(), "cannot read"),
+    ],
+)
+def test_an_altered_artifact(
+    finished_directory: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    damage: Callable[[Path], object],
+    words: str,
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished_directory, copy)
+    assert measure([str(copy)]) == 0
+    assert "group sparsity" in capfd.readouterr().out
+    damage(copy / "artifact")
+    assert measure([str(copy)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("geta: ") and words in line
+
+
+def test_an_altered_result(finished_directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished_directory, copy)
+    (copy / "result.json").write_text("{}")
+    assert main(small(copy, "method.activation_bits=[4,8]")) == 2
+    assert "result.json is no result of a run" in capfd.readouterr().err
+
+
+def test_an_unknown_command(capfd: pytest.CaptureFixture[str]) -> None:
+    assert geta(["compar"]) == 2
+    assert capfd.readouterr().err == "geta: unknown command 'compar' (did you mean 'compare'?)\n"
