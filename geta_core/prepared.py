@@ -12,7 +12,7 @@ from geta_core.accounting import FLOAT_BITS, Account, Measurement, average_bits,
 from geta_core.config import CompressionConfig
 from geta_core.errors import GetaError
 from geta_core.graph import ExampleInputs, Group, GroupGraph, PruneSlot, capture
-from geta_core.quantize import QuantSite, attach, calibrate_, detach_input_, replace_attention_
+from geta_core.quantize import QuantSite, attach, calibrate_, detach_input_, detach_weight_, replace_attention_
 from geta_core.slim.graph_module import batch_size
 
 
@@ -161,8 +161,7 @@ def prepare(
     config = config or CompressionConfig()
     inputs = ExampleInputs.of(example_inputs)
     _check_forward(model, inputs)
-    root = replace_attention_(model)
-    model = root if isinstance(root, nn.Module) else model
+    replace_attention_(model)
     sites = attach(model, config)
     try:
         batches = [inputs] if calibration is None else (ExampleInputs.of(batch) for batch in calibration)
@@ -208,15 +207,9 @@ def _capture_fired(model: nn.Module, inputs: ExampleInputs, sites: list[QuantSit
 
 
 def _undo(sites: Iterable[QuantSite]) -> None:
-    """Leave the model as it was, parametrizations and hooks removed."""
-    from torch.nn.utils import parametrize
-
+    """Leave the weights and hooks as they were."""
     for site in sites:
         if site.kind == "input":
             detach_input_(site)
-            continue
-        original = site.parameter
-        for owner, name in site.owners:
-            if parametrize.is_parametrized(owner, name):
-                parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
-                owner._parameters[name] = original
+        else:
+            detach_weight_(site)

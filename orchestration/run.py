@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from geta_core.errors import ConfigError
 from orchestration.assemble import assemble
 from orchestration.checkpoint import CheckpointStore
 from orchestration.conclude import conclude
@@ -86,13 +85,10 @@ def resume(session: Session, checkpoints: CheckpointStore, journal: Journal) -> 
         What the user should know.
 
     Raises:
-        ConfigError: when ``run.resume=must`` and there is none.
         ArtifactError: when there are checkpoints and none is good.
     """
     restored = checkpoints.restore()
     if restored is None:
-        if session.config.run.resume == "must":
-            raise ConfigError([f"run.resume=must needs a checkpoint, but {checkpoints.folder} holds none"])
         journal.open_at(0)
         return []
     scatter(session, restored.state)

@@ -52,9 +52,12 @@ class RunDirectory:
         """Check that the run may use this directory; nothing is left behind.
 
         Raises:
-            ConfigError: when it cannot be written, or belongs to something else or to another configuration.
+            ConfigError: when it cannot be written, belongs to something else or to another configuration, or lacks the
+                checkpoint that ``run.resume=must`` asks for.
         """
         _check_writable(self.path)
+        if config.run.resume == "must" and not any(self.checkpoints.glob("*.json")):
+            raise ConfigError([f"run.resume=must needs a checkpoint, but {self.checkpoints} holds none"])
         if not self.path.is_dir() or not any(_counts(each) for each in self.path.iterdir()):
             return
         if config.run.resume == "never":

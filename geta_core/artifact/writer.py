@@ -100,7 +100,8 @@ def _sync(folder: Path) -> None:
 
 def _contents(compressed: Compressed) -> tuple[bytes, dict[str, Any]]:
     """The two files."""
-    module = as_switchable(compressed.model, compressed.inputs)
+    # torch.export takes a tensor that stands in two places of the example for one input.
+    module = as_switchable(compressed.model, compressed.inputs.map(torch.clone))
     tensors: dict[str, Tensor] = {}
     table: dict[str, dict[str, Any]] = {}
     for held in held_tensors(compressed.model, module):

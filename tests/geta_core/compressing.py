@@ -66,7 +66,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def build(net: str) -> nn.Module:
-    """The dense net, always the same: initialised from one seed, with running statistics that are not the initial ones."""
+    """The dense net, always the same: initialised from one seed, with running statistics that are not fresh."""
     torch.manual_seed(3)
     model = NETS[net][0]()
     for module in model.modules():

@@ -55,7 +55,9 @@ def test_bits_are_in_range_after_every_step(
     """
     # bit_width takes a ratio that is whole up to rounding as whole, so that the ends are exact; but the power q_m^t of
     # an absurd t is rounded differently in a vector and in a 0-dim tensor.
-    slack = 1e-6 if lr_quant < 1 else 1e-4
+    slack = 0.0 if lr_quant < 1 else 1e-4
+    # A bound that is falling may be a fraction, whose ratio q_m^t/d is not whole: four units in the last place of 16.
+    falling = max(slack, 8e-6)
     config = CompressionConfig(
         sparsity=0.5,
         weight_bits=weights,
@@ -80,9 +82,12 @@ def test_bits_are_in_range_after_every_step(
             continue
         bounds = {"weight": weights, "input": inputs}
         high = {name: plan.max_bits(step, 16, bound[1]) for name, bound in bounds.items()}
-        if step >= plan.warmup + plan.projection - 1:
+        settled = step >= plan.warmup + plan.projection - 1
+        if settled:
             high = {name: bound[1] for name, bound in bounds.items()}
-        assert_bits(toy, {name: bound[0] for name, bound in bounds.items()}, high, slack, (step, stage))
+        assert_bits(
+            toy, {name: bound[0] for name, bound in bounds.items()}, high, slack if settled else falling, (step, stage)
+        )
         if stage == "cooldown":
             fixed = optimizer.fixed_bits()
             for site in toy.sites:

@@ -1,0 +1,132 @@
+"""No step of QASSO reads a value back to the host, in any stage and at any period boundary."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import geta_core as geta
+from orchestration.models.registry import build
+from tests.geta_core.host_reads import HostReads
+
+INNER = {
+    "sgd": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}),
+    "adam": (torch.optim.Adam, {"lr": 1e-3}),
+    "adamw": (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
+}
+# Steps 1 to 3 and so on; two periods of two steps in the projection, three of two steps in the joint stage.
+SCHEDULE = geta.Schedule(warmup=3, projection=4, joint=6, cooldown=3, projection_periods=2, pruning_periods=3)
+STAGES = ["warmup"] * 3 + ["projection"] * 4 + ["joint"] * 6 + ["cooldown"] * 3
+
+
+def prepared(model: str) -> geta.Prepared:
+    config = geta.CompressionConfig(
+        sparsity=0.5, weight_bits=(4, 8), activation_bits=(4, 8), learn_activation_exponent=True
+    )
+    return geta.prepare(build(model), torch.randn(2, 3, 32, 32), config)
+
+
+def gradients(model: nn.Module) -> None:
+    model.zero_grad()
+    F.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.tensor([1, 2])).backward()
+
+
+def counted(action: Callable[[], Any]) -> HostReads:
+    with HostReads() as mode:
+        action()
+    return mode
+
+
+@pytest.fixture(scope="module")
+def resnet20() -> geta.Prepared:
+    torch.manual_seed(0)
+    return prepared("resnet20")
+
+
+def plain(work: geta.Prepared, name: str) -> HostReads:
+    """Return what the inner optimizer does alone in a step on the same two groups of parameters."""
+    inner, keywords = INNER[name]
+    twin = copy.deepcopy(work)
+    own = [p for site in twin.sites for p in site.quantizer.parameters()]
+    ids = set(map(id, own))
+    groups: list[dict[str, Any]] = [{"params": [p for p in twin.model.parameters() if id(p) not in ids]}]
+    groups.append({"params": own, "momentum": 0} if "momentum" in keywords else {"params": own})
+    optimizer = inner(groups, **keywords)
+    for _ in range(2):  # the first step makes the state
+        gradients(twin.model)
+        mode = counted(optimizer.step)
+    return mode
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_no_step_reads_back(resnet20: geta.Prepared, name: str) -> None:
+    work = copy.deepcopy(resnet20)
+    alone = plain(resnet20, name).reads
+    inner, keywords = INNER[name]
+    optimizer = geta.QASSO(work, inner, schedule=SCHEDULE, **keywords)
+    stages, excess = [], {}
+    for number in range(SCHEDULE.total):
+        gradients(work.model)
+        stages.append(optimizer.stage)
+        mode = counted(optimizer.step)
+        # The first step looks up where the parameters are, and makes the inner optimizer's state.
+        if number and mode.reads != alone:
+            excess[number, stages[-1]] = mode.reads - alone, alone - mode.reads
+    assert stages == STAGES
+    assert work.zero_groups() == optimizer.target_groups > 0
+    assert not excess
+
+
+def extra_operations(work: geta.Prepared, name: str) -> list[int]:
+    """Return how many operations each step dispatches beyond the inner optimizer's own."""
+    alone = plain(work, name).all.total()
+    inner, keywords = INNER[name]
+    optimizer = geta.QASSO(work, inner, schedule=SCHEDULE, **keywords)
+    counts = []
+    for _ in range(SCHEDULE.total):
+        gradients(work.model)
+        counts.append(counted(optimizer.step).all.total() - alone)
+    return counts
+
+
+MASK = torch.tensor([True, False])
+CASES: dict[str, Callable[[], object]] = {
+    "item": lambda: torch.ones(()).item(),
+    "truth of a tensor": lambda: bool(torch.ones(())),
+    "nonzero": lambda: torch.nonzero(torch.ones(2)),
+    "masked_select": lambda: torch.masked_select(torch.ones(2), MASK),
+    "indexing with a mask": lambda: torch.ones(2)[MASK],
+    "writing through a mask": lambda: torch.ones(2).__setitem__(MASK, torch.tensor([3.0])),
+    "copy to the CPU": lambda: torch.ones(2, device="meta").to("cpu"),
+    "copy into a CPU tensor": lambda: torch.ones(2).copy_(torch.ones(2, device="meta")),
+    "several copies": lambda: torch._foreach_copy_([torch.ones(2)], [torch.ones(2, device="meta")]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_mode_finds(case: str) -> None:
+    mode = HostReads()
+    with mode:
+        try:
+            CASES[case]()
+        except (NotImplementedError, RuntimeError):  # a meta tensor has no values to copy
+            assert "copy" in case or "copies" in case
+    assert mode.reads.total() == 1
+
+
+def test_the_mode_lets_batched_operations_pass() -> None:
+    def batched() -> Tensor:
+        values = [torch.ones(3), torch.ones(3)]
+        torch._foreach_add_(values, 1.0)
+        return torch.where(torch.cat(values) > 1, 0.0, 1.0)[torch.tensor([0, 1])]
+
+    mode = counted(batched)
+    assert mode.reads == Counter()
+    assert mode.all.total() > 3
