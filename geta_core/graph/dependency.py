@@ -52,6 +52,8 @@ class Dependencies:
         """Ids of parameter indices that a contraction sums over: they are only cut."""
         self.passed: list[Tensor] = []
         """Ids of parameter indices that reach an activation: they are scored, forgotten and zeroed."""
+        self.alike: list[tuple[Tensor, Tensor]] = []
+        """Pairs of ids that face each other where weights are made of several parameters: if one is zeroed, so is the other."""
         self.quantizer_ids: list[Tensor] = []
         """Ids of per-channel quantizer parameters: they are only cut."""
         self.inexact: list[Tensor] = []
@@ -144,6 +146,8 @@ class Dependencies:
                     for b in right:
                         if varying(a) & varying(b):
                             self.tie(node, a, b)
+                            if node not in self.capture.data and not (varying(a) | varying(b)) & contracted:
+                                self.alike.append(_facing(a, b))
         self._mark(node, operands, spread, contracted)
         return tidy(from_letters(layer, out) for layer in _outer(spread, contracted))
 
@@ -179,9 +183,7 @@ class Dependencies:
         """An index with two labels (two dimensions flattened into one) goes with either: both are one group."""
         for a, b in itertools.combinations(layers, 2):
             if varying(a) & varying(b):
-                a, b = torch.broadcast_tensors(a, b)
-                both = (a >= 0) & (b >= 0)
-                self.space.ties.append((a[both], b[both]))
+                self.space.ties.append(_facing(a, b))
 
     def _mark(
         self, node: fx.Node, operands: Sequence[Operand], spread: list[list[Tensor]], contracted: frozenset[int]
@@ -194,6 +196,13 @@ class Dependencies:
                     self.consumed.append(layer[layer >= 0])
                 elif node in self.capture.data:
                     self.passed.append(layer[layer >= 0])
+
+
+def _facing(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of ids at the same place, where both have one."""
+    left, right = torch.broadcast_tensors(left, right)
+    both = (left >= 0) & (right >= 0)
+    return left[both], right[both]
 
 
 def _outer(spread: list[list[Tensor]], contracted: frozenset[int]) -> list[Tensor]:

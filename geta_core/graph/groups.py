@@ -211,6 +211,12 @@ def _produce(first: Dependencies) -> Tensor:
     flags = torch.zeros(first.space.size, dtype=torch.bool)
     for ids in first.passed:
         flags[ids] = True
+    before = -1
+    while before != (before := int(flags.sum())):
+        for left, right in first.alike:
+            either = flags[left] | flags[right]
+            flags[left] |= either
+            flags[right] |= either
     for ids in first.quantizer_ids:
         flags[ids] = False
     for slot in first.space.slots.values():

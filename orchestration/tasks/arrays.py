@@ -108,9 +108,10 @@ class ArrayTask(ABC):
         return classification_metrics(model, self._eval_batches(examples))
 
     def calibration_batches(self, count: int) -> list[Tensor]:
-        """Return images of the training split without augmentation, a fixed choice."""
+        """Return full batches of the training split without augmentation, a fixed choice; fewer if there are fewer."""
         order = torch.randperm(len(self._train.labels), generator=generator(0, 0)).to(self._train.images.device)
         size = self._batch_size()
+        count = min(count, len(order) // size)
         return [self._images(self._train.images[order[at * size : (at + 1) * size]]) for at in range(count)]
 
     def _batch_size(self) -> int:

@@ -75,7 +75,7 @@ class Task(Protocol):
         """Measure the model in evaluation mode; the key "accuracy" is the headline where there is one."""
 
     def calibration_batches(self, count: int) -> list[Any]:
-        """Return model inputs, formed like ``example_inputs``, from the training data."""
+        """Return up to ``count`` batches of model inputs, formed like ``example_inputs``, from the training data."""
 
 
 def stratified_split(labels: Tensor, held_out: int, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:

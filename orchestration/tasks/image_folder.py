@@ -118,9 +118,10 @@ class ImageFolder:
         return classification_metrics(model, self._decoded(self._central(index)))
 
     def calibration_batches(self, count: int) -> list[Tensor]:
-        """Return central crops of the training split, a fixed choice."""
+        """Return full batches of central crops of the training split, a fixed choice; fewer if there are fewer."""
         size = self._batch_size()
-        order = torch.randperm(len(self._train.files), generator=generator(0, 0))[: count * size]
+        order = torch.randperm(len(self._train.files), generator=generator(0, 0))
+        order = order[: min(count, len(order) // size) * size]
         chosen = self._train.take(order)
         return [images for images, _ in self._decoded(self._central(chosen, size))]
 

