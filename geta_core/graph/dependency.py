@@ -53,7 +53,7 @@ class Dependencies:
         self.passed: list[Tensor] = []
         """Ids of parameter indices that reach an activation: they are scored, forgotten and zeroed."""
         self.alike: list[tuple[Tensor, Tensor]] = []
-        """Pairs of ids that face each other where weights are made of several parameters: if one is zeroed, so is the other."""
+        """Pairs of ids that face each other where a weight is made of several parameters: both are zeroed, or none."""
         self.quantizer_ids: list[Tensor] = []
         """Ids of per-channel quantizer parameters: they are only cut."""
         self.inexact: list[Tensor] = []
@@ -68,6 +68,12 @@ class Dependencies:
     def operand(self, value: Any, letters: Sequence[int]) -> Operand:
         """An argument as a factor of ``combine``."""
         return Operand(self.layers(value), tuple(letters), shape_of(value), value in self.capture.data)
+
+    def entering(self, node: fx.Node, layers: Layers) -> Layers:
+        """Layers of a first argument; a parameter that takes the shape or type of an activation becomes one."""
+        if node in self.capture.data and node.args[0] not in self.capture.data:
+            self.passed += [layer[layer >= 0] for layer in layers]
+        return layers
 
     def tie(self, node: fx.Node, left: Tensor, right: Tensor) -> None:
         """Tie facing elements; what faces an index that cannot be removed is pinned."""

@@ -215,8 +215,8 @@ def _produce(first: Dependencies) -> Tensor:
     while before != (before := int(flags.sum())):
         for left, right in first.alike:
             either = flags[left] | flags[right]
-            flags[left] |= either
-            flags[right] |= either
+            flags[left[either]] = True
+            flags[right[either]] = True
     for ids in first.quantizer_ids:
         flags[ids] = False
     for slot in first.space.slots.values():

@@ -83,7 +83,7 @@ def _evaluate(node: fx.Node, arguments: list[fx.Node], values: list[Tensor]) -> 
 
 
 def _same_labels(ctx: Dependencies, node: fx.Node) -> Layers:
-    return ctx.layers(node.args[0])
+    return ctx.entering(node, ctx.layers(node.args[0]))
 
 
 def _same_zeros(ctx: Zeros, node: fx.Node) -> Layers:
@@ -126,6 +126,7 @@ def install() -> None:
     """Enter the rules of this file."""
     add([torch.Tag.pointwise], Rule(_labels, _zeros))
     add([aten.hardswish, aten.hardswish_, aten.relu6, aten.where], Rule(_labels, _zeros))
+    add([aten.max.other, aten.min.other], Rule(_labels, _zeros))
     keep = [
         aten.dropout,
         aten.dropout_,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -20,7 +20,9 @@ aten = torch.ops.aten
 def _dims(node: fx.Node) -> frozenset[int]:
     """Dimensions that a reduction removes; all of them if none is named."""
     rank = len(shape_of(node.args[0]))
-    value = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    # A vector norm names its order before its dimensions.
+    position = 2 if node.target.overloadpacket is aten.linalg_vector_norm else 1  # type: ignore[union-attr]
+    value = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
     if isinstance(value, int) and not isinstance(value, bool):
         return frozenset({value % rank})
     if isinstance(value, (list, tuple)) and value:
@@ -69,6 +71,20 @@ def _passing_zeros(ctx: Zeros, node: fx.Node) -> Value:
     found = tidy(_reduced(layer, node, dims) for layer in ctx.zeros(node.args[0]) if not varying(layer) & dims)
     value = node.meta["val"]
     return [found] * len(value) if isinstance(value, (list, tuple)) else found
+
+
+def _norm_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    """Zeros add nothing to a norm of positive order; one of negative order is a minimum."""
+    return _sum_labels(ctx, node) if _order(node) >= 0 else _statistic_labels(ctx, node)
+
+
+def _norm_zeros(ctx: Zeros, node: fx.Node) -> Value:
+    return _sum_zeros(ctx, node) if _order(node) >= 0 else _passing_zeros(ctx, node)
+
+
+def _order(node: fx.Node) -> float:
+    value = node.args[1] if len(node.args) > 1 else node.kwargs.get("ord", 2)
+    return float(cast(float, value))
 
 
 def _softmax_labels(ctx: Dependencies, node: fx.Node) -> Layers:
@@ -184,9 +200,9 @@ def install() -> None:
         aten.min,
         aten.var,
         aten.std,
-        aten.linalg_vector_norm,
     ]
     add(means, Rule(_statistic_labels, _passing_zeros))
+    add([aten.linalg_vector_norm], Rule(_norm_labels, _norm_zeros))
     add([aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax], Rule(_softmax_labels, _no_zeros))
     for rank, ops in {
         1: [

@@ -40,10 +40,7 @@ def _view_zeros(ctx: Zeros, node: fx.Node) -> Value:
 
 def _expand_labels(ctx: Dependencies, node: fx.Node) -> Value:
     """Sizes that are broadcast carry no label; new leading dimensions appear on the left."""
-    rank, layers = len(shape_of(node)), ctx.layers(node.args[0])
-    if node in ctx.capture.data and node.args[0] not in ctx.capture.data:
-        # A parameter that takes the shape of an activation becomes one.
-        ctx.passed += [layer[layer >= 0] for layer in layers]
+    rank, layers = len(shape_of(node)), ctx.entering(node, ctx.layers(node.args[0]))
     return tuple(layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in layers)
 
 
