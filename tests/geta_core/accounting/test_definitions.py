@@ -138,7 +138,9 @@ def test_measuring_a_prepared_model_does_not_change_it() -> None:
     before = state(made.model)
     made.measure()
     made.status()
-    assert all(torch.equal(value, now) for (_, _, value, _), (_, _, now, _) in zip(before, state(made.model), strict=True))
+    assert all(
+        torch.equal(value, now) for (_, _, value, _), (_, _, now, _) in zip(before, state(made.model), strict=True)
+    )
 
 
 def test_measure_takes_all_three_forms() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -18,25 +20,33 @@ from tests.geta_core.compressing import NETS, batch, build, compressed_net, prep
 
 @cache
 def fresh(net: str) -> geta.Prepared:
-    """A net prepared without quantizers and with nothing zeroed: to be copied."""
+    """A net prepared without quantizers and with nothing zeroed: not to be changed."""
     return geta.prepare(build(net), batch(net), geta.CompressionConfig(weight_bits=None))
 
 
-def pruned(net: str, share: float, seed: int) -> geta.Prepared:
-    prepared = copy.deepcopy(fresh(net))
-    prepared.zero_(some_groups(prepared, share, seed))
-    return prepared
+@contextmanager
+def zeroed(net: str, groups: Callable[[geta.Prepared], list[int]]) -> Iterator[geta.Prepared]:
+    """The fresh net with some groups at zero, until the end of the block."""
+    prepared = fresh(net)
+    before = copy.deepcopy(prepared.model.state_dict())
+    try:
+        prepared.zero_(groups(prepared))
+        yield prepared
+    finally:
+        prepared.model.load_state_dict(before)
 
 
 @pytest.mark.parametrize("net", NETS)
 @settings(max_examples=3)
 @given(share=st.floats(0.1, 0.9), seed=st.integers(0, 10_000))
 def test_the_account_is_that_of_the_slimmed_model(net: str, share: float, seed: int) -> None:
-    prepared = pruned(net, share, seed)
-    predicted, slim = prepared.measure(), geta.finish(prepared)
+    with zeroed(net, lambda prepared: some_groups(prepared, share, seed)) as prepared:
+        predicted, slim = prepared.measure(), geta.finish(prepared)
     assert predicted.macs_all == flop_counter_macs(slim.model, batch(net))
     assert predicted.parameters == sum(parameter.numel() for parameter in slim.model.parameters())
-    assert predicted.bytes == sum(t.numel() * t.element_size() for t in (*slim.model.parameters(), *slim.model.buffers()))
+    assert predicted.bytes == sum(
+        t.numel() * t.element_size() for t in (*slim.model.parameters(), *slim.model.buffers())
+    )
     assert slim.report.measurement == predicted
     if slim.report.native:
         anew = geta.measure(slim.model, batch(net))
@@ -48,9 +58,9 @@ def test_every_family_is_counted_alone() -> None:
     for net in ("mobilenet", "vit", "encoder"):
         families = fresh(net).family
         for family in range(int(families.max()) + 1):
-            prepared = copy.deepcopy(fresh(net))
-            prepared.zero_([int(torch.nonzero(families == family)[0])])
-            predicted, slim = prepared.measure(), geta.finish(prepared)
+            first = int(torch.nonzero(families == family)[0])
+            with zeroed(net, lambda _, first=first: [first]) as prepared:  # type: ignore[misc]
+                predicted, slim = prepared.measure(), geta.finish(prepared)
             assert predicted.macs_all == flop_counter_macs(slim.model, batch(net))
             assert predicted.macs_all < fresh(net).measure().macs_all
 

@@ -96,12 +96,12 @@ def test_linear(batch: list[int], features: tuple[int, int, int], bias: bool) ->
 
 
 PRODUCTS: dict[str, tuple[Body, dict[str, tuple[int, ...]], int, int]] = {
-    # name: body, parameters, features after it, groups of the parameter that may go
+    # name: body, parameters, features after it, groups of `w` that may go, by its outputs (by its inputs where it has no others)
     "matmul": (lambda net, y: y @ net.w + net.b, {"w": (6, 5), "b": (5,)}, 5, 5),
     "matmul transposed": (lambda net, y: y @ net.w.t(), {"w": (5, 6)}, 5, 5),
     "matmul from the left": (lambda net, y: (net.w @ y.transpose(1, 2)).transpose(1, 2), {"w": (5, 6)}, 5, 5),
-    "vector": (lambda net, y: y * (y @ net.w)[..., None], {"w": (6,)}, 6, 0),
-    "chain of weights": (lambda net, y: y @ (net.w @ net.v), {"w": (6, 3), "v": (3, 5)}, 5, 0),
+    "vector": (lambda net, y: y * (y @ net.w)[..., None], {"w": (6,)}, 6, 6),
+    "chain of weights": (lambda net, y: y @ (net.w @ net.v), {"w": (6, 3), "v": (3, 5)}, 5, 6),
     "bmm": (lambda net, y: torch.bmm(y, net.w.expand(len(y), -1, -1)), {"w": (1, 6, 5)}, 5, 5),
     "baddbmm": (
         lambda net, y: torch.baddbmm(net.b, y, net.w.expand(len(y), -1, -1)),
@@ -213,28 +213,32 @@ def linear_attention(net: Any, y: Tensor) -> Tensor:
     return (q @ (k.mT @ v)).transpose(1, 2).flatten(2)
 
 
-ATTENTIONS: dict[str, tuple[Body, int, int]] = {
-    # name: body, groups of the value projection with heads="head", and with heads="head_dim"
-    "scaled dot product": (attention, 3, 4),
-    "causal": (lambda net, y: attention(net, y, causal=True), 3, 4),
-    "bias per head": (lambda net, y: attention(net, y, mask=net.bias), 3, 4),
-    "by hand": (by_hand, 3, 4),
-    "by einsum": (by_einsum, 3, 4),
-    "linear": (linear_attention, 3, 4),
-    "single head": (single, 12, 12),
+ATTENTIONS: dict[str, tuple[Body, str, int]] = {
+    # name: body, policy, groups of the value projection (12 features: 3 heads of 4)
+    "scaled dot product": (attention, "head", 3),
+    "scaled dot product, inside": (attention, "head_dim", 4),
+    "causal": (lambda net, y: attention(net, y, causal=True), "head", 3),
+    "causal, inside": (lambda net, y: attention(net, y, causal=True), "head_dim", 4),
+    "bias per head": (lambda net, y: attention(net, y, mask=net.bias), "head", 3),
+    "by hand": (by_hand, "head", 3),
+    "by hand, inside": (by_hand, "head_dim", 4),
+    "by einsum": (by_einsum, "head", 3),
+    "by einsum, inside": (by_einsum, "head_dim", 4),
+    "linear": (linear_attention, "head", 3),
+    "single head": (single, "head", 12),
+    "single head, inside": (single, "head_dim", 12),
 }
 
 
-@pytest.mark.parametrize("heads", ["head", "head_dim"])
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_attention(name: str, heads: str) -> None:
-    body, whole, inside = ATTENTIONS[name]
+def test_attention(name: str) -> None:
+    body, heads, expected = ATTENTIONS[name]
     layers = {key: nn.Linear(6, 12) for key in "qkv"}
-    parts = {"bias": parameter(1, 3, 7, 7)} if name == "bias per head" else {}
-    prepared = prepared64(token_net(body, out=12, **layers, **parts), tokens(), heads=heads)
-    assert len(prunable(prepared, "v.weight")) == (whole if heads == "head" else inside)
+    net = token_net(body, out=12, **layers, bias=parameter(1, 3, 7, 7))
+    prepared = prepared64(net, tokens(), heads=heads)
+    assert len(prunable(prepared, "v.weight")) == expected
     together = prunable(prepared, "v.weight") == prunable(prepared, "q.weight")
-    assert together == (heads == "head" and name != "single head")
+    assert together == (heads == "head" and expected == 3), "heads go as a whole; inside, values go by themselves"
     assert_sound(prepared, tokens())
 
 
