@@ -145,12 +145,15 @@ def _hydra(search: _Search, choices: Mapping[str, str], keys: Mapping[str, Any])
     if len(search.folders) > 1:
         overrides.append(f"hydra.searchpath=[{_quote(f'file://{search.folders[0]}')}]")
     overrides += [f"++{key}={_quote(value)}" for key, value in keys.items()]
-    GlobalHydra.instance().clear()
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None  # a program that uses Hydra itself keeps its own
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             values = OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([" ".join(str(error).split())]) from error
+    finally:
+        state.hydra = outer
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

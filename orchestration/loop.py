@@ -116,7 +116,7 @@ def between_steps(session: Session, around: Surroundings) -> None:
         return
     check_finite(session, around.checkpoints)
     if stage_ended or epoch_ended:
-        write_numbers(session, around.journal, around, stage_ended, epoch_ended)
+        write_numbers(session, around, stage_ended, epoch_ended)
     if stage_ended:
         session.stage = following
     if due:
@@ -126,9 +126,9 @@ def between_steps(session: Session, around: Surroundings) -> None:
             raise StoppedError(message, around.stop.signal_number)
 
 
-def write_numbers(session: Session, journal: Journal, around: Surroundings, stage: bool, epoch: bool) -> None:
+def write_numbers(session: Session, around: Surroundings, stage: bool, epoch: bool) -> None:
     """Measure the model, and write a line for the stage and one for the epoch that ended."""
-    started = time.perf_counter()
+    started, journal = time.perf_counter(), around.journal
     position = (session.step, session.epoch)
     now = {**session.prepared.status(), **session.learning_rates()}
     held_out = {f"val/{key}": value for key, value in evaluate(session, "val").items()}

@@ -238,6 +238,8 @@ def _tie_ragged(first: Dependencies, component: Tensor) -> bool:
     for ids, _ in first.space.pins:
         pinned[component[ids]] = True
     changed = False
+    # Ties may already make the next value a block, so a component is tied at most once per round.
+    touched = torch.zeros_like(pinned)
     for node, value in first.values.items():
         for layers in value if isinstance(value, list) else [value]:
             for layer in layers:
@@ -245,14 +247,20 @@ def _tie_ragged(first: Dependencies, component: Tensor) -> bool:
                 if len(dims) < 2:
                     continue
                 parts = torch.where(layer >= 0, component[layer.clamp(min=0)], layer)
+                # What must stay is like what has no label.
+                parts = torch.where((parts >= 0) & pinned[parts.clamp(min=0)], torch.full_like(parts, -1), parts)
                 if any(bool((parts == parts.narrow(d, 0, 1)).all()) for d in dims if len(dims) == 2):
                     continue
                 depends = [d for d in dims if not bool((parts == parts.narrow(d, 0, 1)).all())]
-                if len(depends) < 2 or bool(pinned[parts[parts >= 0]].all()):
+                if len(depends) < 2:
                     continue
+                changed = True
+                here = parts[parts >= 0]
+                if bool(touched[here].any()):
+                    continue
+                touched[here] = True
                 others = sorted(depends)[:-1]
                 first.space.tie_across(layer, others, f"must stay a block, at {where(node)}")
-                changed = True
     return changed
 
 

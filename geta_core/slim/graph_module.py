@@ -87,11 +87,23 @@ def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep) -> fx.GraphM
         PruningError: if a number in the graph cannot follow the cut.
     """
     module, captured = export_switchable(copy.deepcopy(model), inputs)
+    _check_batch(captured, batch_size(inputs))
     rewrite(module, captured, keep)
     switch(module, _counters(module))
     cut_(module, keep)
     module.recompile()
     return module
+
+
+def _check_batch(captured: Capture, batch: int) -> None:
+    values = [node.meta.get("val") for node in captured.inputs]
+    if any(
+        isinstance(v, Tensor) and v.dim() > 0 and isinstance(v.shape[0], int) and v.shape[0] == batch for v in values
+    ):
+        raise PruningError(
+            f"the traced graph holds the batch size {batch} as a number, so that it takes no other; "
+            "a forward must not turn it into one: len(x) does, x.shape[0] does not"
+        )
 
 
 def as_switchable(model: nn.Module, inputs: ExampleInputs) -> fx.GraphModule:

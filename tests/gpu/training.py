@@ -19,8 +19,12 @@ INNER: Mapping[str, tuple[type[torch.optim.Optimizer], Mapping[str, Any]]] = {
     "adam": (torch.optim.Adam, {"lr": 1e-3}),
     "adamw": (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
 }
+# The gradient of d is a saw tooth of slope 1/d in the weights. With 16 bits at the start or a larger learning rate of d
+# it multiplies differences in the last bit by up to a thousand per step, on one device too (with another order of
+# summation), so that nothing could be compared after 15 steps.
+LR_QUANT = 1e-5
 CONFIG = geta.CompressionConfig(
-    sparsity=0.5, weight_bits=(4, 8), activation_bits=(4, 8), learn_activation_exponent=True
+    sparsity=0.5, weight_bits=(4, 6), activation_bits=(4, 6), initial_bits=8, learn_activation_exponent=True
 )
 # Every kind of period boundary occurs: two periods of bits, four of pruning.
 SCHEDULE = geta.Schedule(warmup=10, projection=10, joint=20, cooldown=10, projection_periods=2, pruning_periods=4)
@@ -59,7 +63,7 @@ class Training:
         self.images = images.to(device=self.device, dtype=self.dtype, memory_format=layout)
         self.targets = torch.arange(2 * self.batch, device=self.device) % 10
         kind, keywords = INNER[self.inner]
-        self.optimizer = geta.QASSO(self.prepared, kind, schedule=SCHEDULE, **keywords)
+        self.optimizer = geta.QASSO(self.prepared, kind, schedule=SCHEDULE, lr_quant=LR_QUANT, **keywords)
         self.model.train()
 
     def gradients(self) -> None:

@@ -43,7 +43,7 @@ def image_net(body: Body, width: int = 6, out: int | None = None, **parts: nn.Mo
     """Convolution 3 -> width, then ``body`` on [N, width, 8, 8], then a convolution from ``out`` channels and a head."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
-        y = net.last(body(net, net.stem(x))).relu()
+        y = torch.tanh(net.last(body(net, net.stem(x))))
         return net.head(y.mean((2, 3)))
 
     stem, last = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(out or width, 4, 1)
@@ -150,7 +150,9 @@ def change_(model: nn.Module, members: Iterable[Member], value: float | None) ->
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for member in members:
-            tensor = tensors[member.name]
+            tensor = tensors.get(member.name)
+            if tensor is None:  # a constant of the traced code, which nothing can change
+                continue
             part = tensor.index_select(member.dim, torch.tensor(member.indices))
             new = torch.full_like(part, value) if value is not None else 3 + torch.rand_like(part)
             tensor.index_copy_(member.dim, torch.tensor(member.indices), new)
