@@ -35,6 +35,9 @@ def forward(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -
         return None
     out = torch.empty_like(x)
     source, target = _ordered(order, d, x, out)
+    if _fits(x, d):
+        _forward_block(source, target, _buffers(2, source, source.numel()), _grid(source, d, q_m, t, signed))
+        return out
     rows = _rows(source)
     buffers = _buffers(2, source, rows)
     grids = _grids(order, source, d, q_m, t, signed)
@@ -53,17 +56,27 @@ def backward(
     g = aligned(g, x)
     g_x = torch.empty_like(g)
     parts = _ordered(order, d, g, x, g_x)
-    rows = _rows(parts[1])
-    buffers = _buffers(3, parts[1], rows)
-    grids = _grids(order, parts[1], d, q_m, t, signed)
-    pieces = zip(*(part.split(rows) for part in parts), grids, strict=True)
-    sums = [_backward_block(a, b, c, buffers, grid) for a, b, c, grid in pieces]
-    g_d, g_q, *rest = (_joined(values, order, d) for values in zip(*sums, strict=True))
+    flat_x = parts[1]
+    if _fits(x, d):
+        buffers = _buffers(3, flat_x, flat_x.numel())
+        g_d, g_q, *rest = _backward_block(*parts, buffers, _grid(flat_x, d, q_m, t, signed))
+    else:
+        rows = _rows(flat_x)
+        buffers = _buffers(3, flat_x, rows)
+        grids = _grids(order, flat_x, d, q_m, t, signed)
+        pieces = zip(*(part.split(rows) for part in parts), grids, strict=True)
+        sums = [_backward_block(a, b, c, buffers, grid) for a, b, c, grid in pieces]
+        g_d, g_q, *rest = (_joined(values, order, d) for values in zip(*sums, strict=True))
     if t is None:
         return g_x, g_d.to(d.dtype), g_q.to(q_m.dtype), None
     exponent, top = (value.detach().to(g_q.dtype) for value in (t, q_m))
     g_q = g_q * (exponent * math.power(top, exponent - 1))
     return g_x, g_d.to(d.dtype), g_q.to(q_m.dtype), (rest[0] * math.LN_2).to(t.dtype)
+
+
+def _fits(x: Tensor, d: Tensor) -> bool:
+    """Tell whether the tensor is one block, which most weights are: then nothing has to be split and joined."""
+    return d.dim() == 0 and x.numel() <= BLOCK
 
 
 def memory_order(x: Tensor) -> list[int] | None:
@@ -81,7 +94,7 @@ def aligned(g: Tensor, x: Tensor) -> Tensor:
 
 def flat(x: Tensor, order: list[int]) -> Tensor:
     """Return a detached one-dimensional view of the dense x in memory order."""
-    return x.detach().permute(order).view(-1)
+    return x.detach().view(-1) if x.is_contiguous() else x.detach().permute(order).view(-1)
 
 
 def _ordered(order: list[int], d: Tensor, *values: Tensor) -> list[Tensor]:
@@ -96,6 +109,13 @@ def _rows(x: Tensor) -> int:
 def _buffers(count: int, x: Tensor, rows: int) -> Tensor:
     shape = (count, min(rows, x.shape[0]), *x.shape[1:])
     return torch.empty(shape, dtype=math.working_dtype(x.dtype))
+
+
+def _grid(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -> _Grid:
+    """Return the grid for a whole tensor."""
+    dtype = math.working_dtype(x.dtype)
+    d, q_m = d.detach().to(dtype), q_m.detach().to(dtype)
+    return _Grid(d, q_m, None if t is None else t.detach().to(dtype), signed)
 
 
 def _grids(order: list[int], x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -> Sequence[_Grid]:

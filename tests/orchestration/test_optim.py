@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from orchestration.optim import OptimizerSettings, SchedulerSettings, build_sche
 def rates(settings: SchedulerSettings, total: int) -> list[tuple[float, float]]:
     """Rates that the two groups have in each step."""
     weight, step_size = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
-    groups = [{"params": [weight]}, {"params": [step_size], "lr": 1e-3}]
+    groups: list[dict[str, Any]] = [{"params": [weight]}, {"params": [step_size], "lr": 1e-3}]
     optimizer = torch.optim.SGD(groups, lr=0.1)
     scheduler = build_scheduler(settings, optimizer, total)
     found = []
@@ -56,7 +57,7 @@ def test_a_rise_longer_than_the_run_is_refused() -> None:
 
 def test_keywords_are_those_the_class_takes() -> None:
     for name in ("sgd", "adam", "adamw"):
-        settings = OptimizerSettings(name=name, lr=0.5, weight_decay=0.25)  # type: ignore[arg-type]
+        settings = OptimizerSettings(name=name, lr=0.5, weight_decay=0.25)
         optimizer = settings.optimizer_class()([torch.nn.Parameter(torch.zeros(1))], **settings.keywords())
         assert optimizer.param_groups[0]["lr"] == 0.5 and optimizer.param_groups[0]["weight_decay"] == 0.25
         assert type(optimizer).__name__.lower() == name

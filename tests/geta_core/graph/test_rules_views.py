@@ -224,3 +224,16 @@ def test_zero_padded_shortcut(name: str) -> None:
     assert len(prunable(prepared, "stem.weight")) == expected
     assert len(pinned(prepared, "b.weight")) == 4
     assert_sound(prepared, image())
+
+
+def test_a_block_with_gaps_is_found_in_the_end() -> None:
+    """Channels that share a block with constants: those that face a constant stay, the others go in pairs."""
+
+    def body(net: Any, y: Tensor) -> Tensor:
+        gap = torch.zeros(y.shape[0], 7, 2, dtype=y.dtype)
+        return torch.cat([y[..., :2], gap, y[..., 2:]], -1).unflatten(-1, (2, 4)).relu().flatten(2)
+
+    prepared = prepared64(token_net(body, out=8), tokens())
+    rows = [m.indices for g in prunable(prepared, "stem.weight") for m in g.members if m.name == "stem.weight"]
+    assert sorted(rows) == [(0, 2), (1, 3)]
+    assert_sound(prepared, tokens())
