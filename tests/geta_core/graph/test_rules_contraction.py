@@ -61,7 +61,8 @@ def test_convolutions(
 ) -> None:
     """A group convolution loses the same channels from every group; a depthwise one loses whole groups."""
     into, out = groups * inside, groups * outside
-    options = {"groups": groups, "bias": bias, "stride": stride, "dilation": dilation, "padding": kernel}
+    padding = 0 if transposed else kernel
+    options = {"groups": groups, "bias": bias, "stride": stride, "dilation": dilation, "padding": padding}
     plain = CONVOLUTIONS[dims, False]
     net = Net(
         lambda net, x: net.head(net.last(net.conv(net.stem(x).relu()).relu()).flatten(2).mean(2)),
