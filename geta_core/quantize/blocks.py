@@ -17,7 +17,7 @@ from geta_core.quantize import math
 
 BLOCK = 1 << 17
 """Elements per block; a few float32 buffers of this size stay in the caches of one core."""
-LEAST = 1 << 15
+LEAST = 1 << 14
 """Elements from which on blocks are worth their bookkeeping."""
 
 
@@ -55,16 +55,15 @@ def backward(
         return None
     g = aligned(g, x)
     g_x = torch.empty_like(g)
-    parts = _ordered(order, d, g, x, g_x)
-    flat_x = parts[1]
+    source, gradient, target = _ordered(order, d, x, g, g_x)
     if _fits(x, d):
-        buffers = _buffers(3, flat_x, flat_x.numel())
-        g_d, g_q, *rest = _backward_block(*parts, buffers, _grid(flat_x, d, q_m, t, signed))
+        buffers, grid = _buffers(3, source, source.numel()), _grid(source, d, q_m, t, signed)
+        g_d, g_q, *rest = _backward_block(gradient, source, target, buffers, grid)
     else:
-        rows = _rows(flat_x)
-        buffers = _buffers(3, flat_x, rows)
-        grids = _grids(order, flat_x, d, q_m, t, signed)
-        pieces = zip(*(part.split(rows) for part in parts), grids, strict=True)
+        rows = _rows(source)
+        buffers = _buffers(3, source, rows)
+        grids = _grids(order, source, d, q_m, t, signed)
+        pieces = zip(*(part.split(rows) for part in (gradient, source, target)), grids, strict=True)
         sums = [_backward_block(a, b, c, buffers, grid) for a, b, c, grid in pieces]
         g_d, g_q, *rest = (_joined(values, order, d) for values in zip(*sums, strict=True))
     if t is None:

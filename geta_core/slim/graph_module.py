@@ -97,9 +97,9 @@ def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep) -> fx.GraphM
 
 def _check_batch(captured: Capture, batch: int) -> None:
     values = [node.meta.get("val") for node in captured.inputs]
-    if any(
-        isinstance(v, Tensor) and v.dim() > 0 and isinstance(v.shape[0], int) and v.shape[0] == batch for v in values
-    ):
+    first: list[Any] = [value.shape[0] for value in values if isinstance(value, Tensor) and value.dim() > 0]
+    numbers = [size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size for size in first]
+    if batch in numbers:
         raise PruningError(
             f"the traced graph holds the batch size {batch} as a number, so that it takes no other; "
             "a forward must not turn it into one: len(x) does, x.shape[0] does not"

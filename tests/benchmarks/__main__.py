@@ -7,10 +7,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ from orchestration.records import environment
 from tests.benchmarks import command, steps
 from tests.benchmarks.bounds import STAGES, Row, row
 from tests.benchmarks.capture import capture_rows
-from tests.benchmarks.clock import Clock, Spread
+from tests.benchmarks.clock import Clock
 from tests.benchmarks.memory import memory_rows
 from tests.benchmarks.nets import NETS, Net, Trainee, compression
 
@@ -74,18 +74,20 @@ def net_rows(net: Net, device: torch.device, rounds: int) -> Iterator[Row]:
 
 
 def _step_seconds(device: torch.device) -> float:
-    """Return the time of one step of ResNet20 with quantized weights."""
+    """Return the time of forward and backward of ResNet20 with quantized weights."""
     net = NETS["resnet20"]
     trainee = Trainee(net, device, compression(activations=False, learned=True))
     clock = Clock(device)
     return min(clock.seconds(trainee.forward_backward) for _ in range(3))
 
 
-def _sections(names: Sequence[str], device: torch.device, rounds: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _sections(
+    names: Sequence[str], device: torch.device, rounds: int
+) -> Iterator[tuple[str, Callable[[], Iterable[Row]]]]:
     for name in names:
         net = NETS[name]
         count = max(2, round(rounds * net.rounds))
-        yield f"{net.title}; {count} rounds", lambda net=net, count=count: net_rows(net, device, count)
+        yield f"{net.title}; {count} rounds", partial(net_rows, net, device, count)
     yield "capture and groups", capture_rows
     yield "command line and tracking", lambda: [command.help_row(), command.tracking_row(_step_seconds(device))]
 
@@ -114,11 +116,12 @@ def main(given: Sequence[str] | None = None) -> int:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     about = environment(name)
     started = time.perf_counter()
-    print(f"torch {torch.__version__}, {name}, {arguments.threads} threads of {os.cpu_count()}, {Clock(device).kind} time")
+    kind = Clock(device).kind
+    print(f"torch {torch.__version__}, {name}, {arguments.threads} threads of {os.cpu_count()}, {kind} time")
     print(_line(HEADINGS))
     found: list[Row] = []
     for title, measure in _sections(arguments.nets, device, arguments.rounds):
-        if arguments.nets_only and not title.partition(" ")[0] in NETS:
+        if arguments.nets_only and title.partition(" ")[0] not in NETS:
             continue
         print(f"-- {title}", flush=True)
         for number in measure():

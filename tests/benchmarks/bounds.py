@@ -110,8 +110,6 @@ class Row:
         return "PASS" if self.value.median <= self.bound else "FAIL"
 
 
-def row(
-    what: str, net: str, text: str, value: Spread | None, *, device: str, unit: str = "x", note: str = ""
-) -> Row:
+def row(what: str, net: str, text: str, value: Spread | None, *, device: str, unit: str = "x", note: str = "") -> Row:
     """Return a row with its bound and the released code's number looked up."""
     return Row(what, net, text, value, unit, note, bound_of(what, net, device), released(what, net))

@@ -17,8 +17,8 @@ from tests.benchmarks.clock import Clock, Spread
 DEPTHS = (3, 6, 12, 24)
 
 
-def _example(name: str, **options: object) -> tuple[nn.Module, Tensor]:
-    (x,) = example_inputs(name, 2, **options)
+def _example(name: str, **options: int) -> tuple[nn.Module, Tensor]:
+    (x,) = example_inputs(name, 2, small=False, **options)
     return build(name, **options), x
 
 

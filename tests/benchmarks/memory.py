@@ -1,7 +1,7 @@
 """Memory of a training step: what is held for the backward pass, and the peak of the whole step.
 
 Both are read from the allocator: on the CPU from the events of torch.profiler, on CUDA from the allocator's counters.
-Hooks on the saved tensors alone would not do, since a layer that recomputes has hooks of its own, which hide outer ones.
+Hooks on saved tensors would not do: a layer that recomputes has hooks of its own, which hide outer ones.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ def _on_cpu(trainee: Trainee) -> tuple[int, int]:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    levels = [event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]"]
-    return held, max(levels)
+    memory = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
+    levels = [event["args"]["Total Allocated"] for event in memory]
+    # The profiler goes on counting where an earlier session stopped.
+    return held, max(levels) - (levels[0] - memory[0]["args"]["Bytes"])
 
 
 def _on_cuda(trainee: Trainee) -> tuple[int, int]:

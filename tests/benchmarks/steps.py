@@ -73,11 +73,11 @@ def quantized_rows(
     measured = take_turns(actions, rounds)
     ratios = {name: ratio(times, measured["float"]) for name, times in measured.items() if name != "float"}
     note = f"float step {Spread.of(measured['float']).median:.3g} s"
-    rows = [
-        row(f"{name}/{code}", net.key, f"{WORDS[name]}, {code}", ratios[f"{name}/{code}"], device=device.type, note=note)
-        for code in kernels
-        for name in VARIANTS
-    ]
+    rows = []
+    for code in kernels:
+        for name in VARIANTS:
+            what, text = f"{name}/{code}", f"{WORDS[name]}, {code}"
+            rows.append(row(what, net.key, text, ratios[what], device=device.type, note=note))
     return rows, ratios
 
 
@@ -120,7 +120,7 @@ def _phases(trainee: Trainee, qasso: geta.QASSO, plain: torch.optim.Optimizer) -
     starts: dict[str, float] = {}
     for number in range(qasso.schedule.total):
         passes.append(clock.seconds(trainee.forward_backward))
-        stage = qasso.stage
+        stage: str = qasso.stage
         if number % 2:
             ours, theirs = clock.seconds(qasso.step), clock.seconds(plain.step)
         else:
@@ -153,7 +153,7 @@ def _blocks(trainee: Trainee, qasso: geta.QASSO, plain: torch.optim.Optimizer) -
 
     times: dict[str, list[tuple[float, float]]] = {stage: [] for stage in STAGES}
     for _ in range(qasso.schedule.total):
-        stage = qasso.stage
+        stage: str = qasso.stage
         theirs = step(plain)
         times[stage].append((theirs, step(qasso)))
     result: Measured = {}

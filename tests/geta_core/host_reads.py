@@ -35,7 +35,7 @@ class HostReads(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.all: Counter[str] = Counter()
         self.reads: Counter[str] = Counter()
 

@@ -16,9 +16,9 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run the checks whose name contains one of the words, or all; return 1 if one fails."""
     words = list(sys.argv[1:] if given is None else given)
     if not torch.cuda.is_available():
-        print("SKIP: torch sees no CUDA device")
+        sys.stdout.write("SKIP: torch sees no CUDA device\n")
         return 0
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
+    sys.stdout.write(f"torch {torch.__version__}, {torch.cuda.get_device_name()}\n")
     failed = 0
     for name, check in CHECKS.items():
         if words and not any(word in name for word in words):
@@ -31,7 +31,8 @@ def main(given: Sequence[str] | None = None) -> int:
         except Exception:  # noqa: BLE001 - one broken check must not hide the others
             verdict, text = "FAIL", traceback.format_exc()
         failed += verdict == "FAIL"
-        print(f"{verdict} {name} ({time.perf_counter() - started:.1f} s): {text}", flush=True)
+        sys.stdout.write(f"{verdict} {name} ({time.perf_counter() - started:.1f} s): {text}\n")
+        sys.stdout.flush()
     return 1 if failed else 0
 
 

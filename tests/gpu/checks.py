@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -128,11 +129,11 @@ def memory(name: str) -> str:
 
 
 CHECKS: Mapping[str, Callable[[], str]] = {
-    **{f"optimizer never waits, {inner}": lambda inner=inner: optimizer_never_waits(inner) for inner in INNER},
+    **{f"optimizer never waits, {inner}": partial(optimizer_never_waits, inner) for inner in INNER},
     "training step never waits": training_step_never_waits,
-    **{f"same on CPU and GPU, {inner}": lambda inner=inner: same_on_both(inner) for inner in INNER},
+    **{f"same on CPU and GPU, {inner}": partial(same_on_both, inner) for inner in INNER},
     "bf16 and channels_last": bf16_channels_last,
     "quantized step times": quantized_step_times,
-    **{f"QASSO step times, {name}": lambda name=name: qasso_step_times(name) for name in NETS},
-    **{f"memory, {name}": lambda name=name: memory(name) for name in ("vgg7", "encoder")},
+    **{f"QASSO step times, {name}": partial(qasso_step_times, name) for name in NETS},
+    **{f"memory, {name}": partial(memory, name) for name in ("vgg7", "encoder")},
 }

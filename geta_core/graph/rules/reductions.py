@@ -174,7 +174,7 @@ def _indexed(node: fx.Node) -> frozenset[int]:
 
 def _index_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     found = []
-    for layer in ctx.layers(node.args[0]):
+    for layer in ctx.entering(node, ctx.layers(node.args[0])):
         if varying(layer) & _indexed(node):
             ctx.pin(node, layer, "is looked up by an index tensor")
         else:

@@ -40,7 +40,7 @@ def parameter(*shape: int) -> nn.Parameter:
 
 
 def image_net(body: Body, width: int = 6, out: int | None = None, **parts: nn.Module | Tensor) -> Net:
-    """Convolution 3 -> width, then ``body`` on [N, width, 8, 8], then a convolution from ``out`` channels and a head."""
+    """Convolution 3 -> width, then ``body`` on [N, width, 8, 8], then one from ``out`` channels and a head."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
         y = torch.tanh(net.last(body(net, net.stem(x))))

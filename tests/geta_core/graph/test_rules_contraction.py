@@ -97,7 +97,8 @@ def test_linear(batch: list[int], features: tuple[int, int, int], bias: bool) ->
 
 
 PRODUCTS: dict[str, tuple[Body, dict[str, tuple[int, ...]], int, int]] = {
-    # name: body, parameters, features after it, groups of `w` that may go, by its outputs (by its inputs where it has no others)
+    # name: body, parameters, features after it, groups of `w` that may go, by its outputs
+    # (by its inputs where it has no others)
     "matmul": (lambda net, y: y @ net.w + net.b, {"w": (6, 5), "b": (5,)}, 5, 5),
     "matmul transposed": (lambda net, y: y @ net.w.t(), {"w": (5, 6)}, 5, 5),
     "matmul from the left": (lambda net, y: (net.w @ y.transpose(1, 2)).transpose(1, 2), {"w": (5, 6)}, 5, 5),
@@ -129,7 +130,12 @@ PRODUCTS: dict[str, tuple[Body, dict[str, tuple[int, ...]], int, int]] = {
     "slice of a weight": (lambda net, y: y @ net.w[:, :5], {"w": (6, 8)}, 5, 5),
     "two weights joined": (lambda net, y: F.linear(y, torch.cat([net.w, net.v])), {"w": (3, 6), "v": (2, 6)}, 5, 3),
     "sum of weights": (lambda net, y: F.linear(y, net.w + net.v), {"w": (5, 6), "v": (5, 6)}, 5, 5),
-    "low-rank update": (lambda net, y: F.linear(y, net.w + net.b @ net.a), {"w": (5, 6), "b": (5, 2), "a": (2, 6)}, 5, 5),
+    "low-rank update": (
+        lambda net, y: F.linear(y, net.w + net.b @ net.a),
+        {"w": (5, 6), "b": (5, 2), "a": (2, 6)},
+        5,
+        5,
+    ),
     "normalised rows": (lambda net, y: F.linear(y, F.normalize(net.w, dim=1)), {"w": (5, 6)}, 5, 5),
     "one weight twice": (lambda net, y: (y @ net.w).relu() @ net.w.t(), {"w": (6, 9)}, 6, 9),
 }

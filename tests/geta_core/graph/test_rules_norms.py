@@ -85,7 +85,7 @@ def test_batch_norm_needs_weight_and_bias_at_zero() -> None:
         ("norm.running_var", "BUFFER"),
         ("last.weight", "CONSUME"),
     }
-    net = image_net(lambda net, y: net.norm(y).relu(), norm=nn.BatchNorm2d(6, affine=False))
+    net = image_net(lambda net, y: F.gelu(net.norm(y)), norm=nn.BatchNorm2d(6, affine=False))
     prepared = prepared64(net, image())
     assert "is not exactly zero" in str(pinned(prepared, "stem.weight")[0].pinned)
     assert effect_of_reading(prepared, pinned(prepared, "stem.weight")[0], double(image())) > 1e-3
@@ -171,7 +171,10 @@ REDUCTIONS: dict[str, tuple[Body, int]] = {
     "minimum of two": (lambda net, y: torch.min(y, net.b(y)), 6),
     "softmax over pixels": (lambda net, y: y * y.flatten(2).softmax(-1).view(y.shape), 6),
     "softmax over channels": (lambda net, y: y * y.softmax(1), 0),
-    "attention over channels": (lambda net, y: ((y.flatten(2) @ y.flatten(2).mT).softmax(-1) @ y.flatten(2)).view(y.shape), 0),
+    "attention over channels": (
+        lambda net, y: ((y.flatten(2) @ y.flatten(2).mT).softmax(-1) @ y.flatten(2)).view(y.shape),
+        0,
+    ),
 }
 
 

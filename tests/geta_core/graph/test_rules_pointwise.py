@@ -147,7 +147,11 @@ def test_a_masked_product_of_weights() -> None:
     def body(net: Any, y: Tensor) -> Tensor:
         return F.conv2d(y, net.w * net.scale * net.mask, padding=1).relu()
 
-    parts = {"w": parameter(5, 6, 3, 3), "scale": parameter(5, 1, 1, 1), "mask": (torch.rand(5, 6, 3, 3) > 0.3).double()}
+    parts = {
+        "w": parameter(5, 6, 3, 3),
+        "scale": parameter(5, 1, 1, 1),
+        "mask": (torch.rand(5, 6, 3, 3) > 0.3).double(),
+    }
     prepared = prepared64(image_net(body, out=5, **parts), image())
     (group, *_) = prunable(prepared, "w")
     assert {(m.name, m.dim, m.role) for m in group.members} == {

@@ -158,7 +158,7 @@ def test_joined_and_split_elsewhere(before: list[int], cuts: Any) -> None:
 @few
 @given(factors=st.lists(st.integers(1, 3), min_size=2, max_size=3), order=st.permutations([0, 1, 2]))
 def test_any_factoring_of_the_channels(factors: list[int], order: list[int]) -> None:
-    """Channels that are unfolded, permuted and folded again: each keeps its group as long as nothing asks for blocks."""
+    """Channels that are unfolded, permuted and folded again: each keeps its group while nothing asks for blocks."""
     width = 1
     for factor in factors:
         width *= factor
@@ -190,7 +190,10 @@ def body_of_tokens(net: Any, y: Tensor) -> Tensor:
 
 def test_class_token_and_position_embedding() -> None:
     net = token_net(
-        body_of_tokens, token=parameter(1, 1, 6), position=parameter(1, 8, 6), mlp=nn.Sequential(nn.Linear(6, 6), nn.GELU())
+        body_of_tokens,
+        token=parameter(1, 1, 6),
+        position=parameter(1, 8, 6),
+        mlp=nn.Sequential(nn.Linear(6, 6), nn.GELU()),
     )
     prepared = prepared64(net, tokens())
     (group, *rest) = prunable(prepared, "stem.weight")
