@@ -18,7 +18,7 @@ from geta_core.quantize import QuantSite, bake_
 from geta_core.slim.flips import flipped_share
 from geta_core.slim.graph_module import slim_graph
 from geta_core.slim.native import Change, apply_, slim_native
-from geta_core.slim.verify import TOLERANCE_64, Difference, as_double, difference
+from geta_core.slim.verify import TOLERANCE_64, Difference, as_double, difference, without_input_quantizers
 
 TOLERANCE_32 = 1e-5
 """Largest difference in float32 without activation quantizers, relative to the largest output (at least 1)."""
@@ -164,12 +164,26 @@ def finish(prepared: Prepared, *, early: bool = False) -> Compressed:
     work, sites = copy.deepcopy((prepared.model, prepared.sites))
     _fix_bits(sites, optimizer.fixed_bits() if optimizer is not None else {})
     dead = prepared.zero_mask()
+    _check_alive(prepared, dead)
     keep = prepared.graph.kept(dead)
-    exact = not bool((prepared.graph.inexact[prepared.graph.prunable_components()] & dead).any())
-    made = _slim(prepared, work, sites, dead, keep, exact)
+    inexact = int((prepared.graph.inexact[prepared.graph.prunable_components()] & dead).sum())
+    made = _slim(prepared, work, sites, dead, keep, inexact)
     weights = _weights(sites, keep, prepared)
     report = _report(prepared, made, sites, dead)
     return Compressed(made.model.eval(), report, weights, keep, made.changes, prepared.inputs)
+
+
+def _check_alive(prepared: Prepared, dead: Tensor) -> None:
+    """A layer keeps at least one channel."""
+    whole = torch.bincount(prepared.family, minlength=1)
+    gone = torch.bincount(prepared.family[dead], minlength=len(whole))
+    for family in torch.nonzero((gone == whole) & (whole > 0)).flatten().tolist():
+        first = int(torch.nonzero(prepared.family == family)[0])
+        names = ", ".join(sorted({member.name for member in prepared.graph.groups[first].members}))
+        raise PruningError(
+            f"every one of the {int(whole[family])} groups of {names} is zero, and a layer must keep at least one; "
+            "prune less, or raise min_kept"
+        )
 
 
 @dataclass(frozen=True)
@@ -189,23 +203,28 @@ def _slim(
     sites: list[QuantSite],
     dead: Tensor,
     keep: dict[tuple[str, int], Tensor],
-    exact: bool,
+    inexact: int,
 ) -> _Made:
+    exact = inexact == 0
     inputs, inputs64 = prepared.inputs, as_double(prepared.inputs)
     work64, sites64 = copy.deepcopy((work, sites))
     work64.double()
     baked, baked64 = _baked(work, sites), _baked(work64, sites64)
-    changes, refusal = slim_native(baked64, prepared.graph, dead, keep, inputs64) if exact else ((), "")
+    changes, refusal = slim_native(baked64, prepared.graph, dead, keep, inputs64, exact=exact)
     if changes is not None:
         model, model64 = apply_(baked, keep, changes), apply_(baked64, keep, changes)
     else:
         model, model64 = slim_graph(baked, inputs, keep), slim_graph(baked64, inputs64, keep)
     error64 = difference(work64, model64, inputs64)
+    if any(site.kind == "input" for site in sites):
+        # Rounding hides small differences: they are looked for without it, too.
+        smooth = without_input_quantizers(work64), without_input_quantizers(model64)
+        error64 = error64.larger(difference(*smooth, inputs64))
     error32 = difference(work, model, inputs)
     flips = flipped_share(prepared, work, model, sites, dead)
     if exact:
         _demand(error64, error32, flips is None, refusal if changes is None else None)
-    return _Made(model, changes or (), refusal if changes is None else None, error64, error32, flips, int(not exact))
+    return _Made(model, changes or (), refusal if changes is None else None, error64, error32, flips, inexact)
 
 
 def _demand(error64: Difference, error32: Difference, floats: bool, refusal: str | None) -> None:
@@ -256,9 +275,10 @@ def _report(prepared: Prepared, made: _Made, sites: list[QuantSite], dead: Tenso
     layers = prepared.account.layers(dead, bits)
     parameters = prepared.account.parameters(dead)
     full = prepared.account.parameters(prepared.none_dead())
+    dense = measurement(prepared.dense, full, prepared.account.dense_bytes())
     return Report(
         measurement=measurement(layers, parameters, prepared.account.stored_bytes(dead, widths)),
-        dense=measurement(prepared.dense, full, 4 * full),
+        dense=dense,
         groups=prepared.num_prunable,
         removed=int(dead.sum()),
         native=made.refusal is None,

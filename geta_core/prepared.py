@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -12,7 +13,15 @@ from geta_core.accounting import FLOAT_BITS, Account, Measurement, average_bits,
 from geta_core.config import CompressionConfig
 from geta_core.errors import GetaError
 from geta_core.graph import ExampleInputs, Group, GroupGraph, PruneSlot, capture
-from geta_core.quantize import QuantSite, attach, calibrate_, detach_input_, detach_weight_, replace_attention_
+from geta_core.quantize import (
+    QuantSite,
+    attach,
+    calibrate_,
+    detach_input_,
+    detach_weight_,
+    replace_attention_,
+    restore_attention,
+)
 from geta_core.slim.graph_module import batch_size
 
 
@@ -35,7 +44,7 @@ class Prepared:
         config: the targets.
         graph: ``graph.groups`` lists what can be removed together; ``group.pinned`` is None or the reason why not.
         sites: the quantizers.
-        unquantized: inputs that cannot be quantized, with the reason (their layers are weight-only).
+        unquantized: sites that cannot be quantized, with the reason (layers whose input cannot are weight-only).
         slots: parameter dimensions that QASSO scores, forgets and zeroes.
         num_prunable: number of groups that may be removed.
         family: long [num_prunable], family of each group.
@@ -58,6 +67,16 @@ class Prepared:
         self.account = Account(graph, self.sites, batch_size(inputs))
         self.optimizer: Scheduled | None = None
         self.dense = self.account.layers(self.none_dead(), {site.name: FLOAT_BITS for site in self.sites})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        """A copy with a model and quantizers of its own; the optimizer, if one is bound, stays the original's."""
+        new = copy.copy(self)
+        memo[id(self)] = new
+        new.model, new.sites, new.inputs = copy.deepcopy((self.model, self.sites, self.inputs), memo)
+        new.graph = self.graph.rebound(memo)
+        new.slots = new.graph.prune_slots()
+        new.account = Account(new.graph, new.sites, batch_size(new.inputs))
+        return new
 
     def bind(self, optimizer: Scheduled) -> None:
         """Remember the optimizer, so that ``finish`` can refuse while its schedule is unfinished."""
@@ -123,7 +142,7 @@ class Prepared:
         weight_bits, activation_bits = average_bits(layers)
         dense = macs(self.dense)
         return {
-            "group_sparsity": float(dead.float().mean()) if self.num_prunable else 0.0,
+            "group_sparsity": int(dead.sum()) / self.num_prunable if self.num_prunable else 0.0,
             "weight_bits": weight_bits,
             "activation_bits": activation_bits,
             "relative_bops": bops(layers) / (dense * FLOAT_BITS**2) if dense else 0.0,
@@ -161,16 +180,27 @@ def prepare(
     config = config or CompressionConfig()
     inputs = ExampleInputs.of(example_inputs)
     _check_forward(model, inputs)
-    replace_attention_(model)
-    sites = attach(model, config)
+    restore, sites = restore_attention(model), list[QuantSite]()
     try:
+        replace_attention_(model)
+        sites = attach(model, config)
         batches = [inputs] if calibration is None else (ExampleInputs.of(batch) for batch in calibration)
-        calibrate_(model, sites, batches, lambda module, batch: batch.run(module))
+        calibrate_(model, sites, batches, _run)
         captured = _capture_fired(model, inputs, sites)
         return Prepared(model, config, inputs, sites, GroupGraph(captured, config, model))
     except BaseException:
         _undo(sites)
+        restore()
         raise
+
+
+def _run(model: nn.Module, batch: ExampleInputs) -> None:
+    from geta_core.graph.capture import first_line
+
+    try:
+        batch.run(model)
+    except Exception as error:
+        raise GetaError(f"the model's forward fails on a calibration batch: {first_line(error)}") from error
 
 
 def _check_forward(model: nn.Module, inputs: ExampleInputs) -> None:
@@ -197,19 +227,22 @@ def _capture_fired(model: nn.Module, inputs: ExampleInputs, sites: list[QuantSit
         if site.reason is not None and site.kind == "input":
             detach_input_(site)
     captured = capture(model, inputs)
-    present = {id(tensor) for tensor in captured.tensors.values()}
+    present = {id(captured.tensors[name]) for node, name in captured.names.items() if node.users}
     silent = [site for site in sites if site.reason is None and id(site.quantizer.d) not in present]
     for site in silent:
         site.reason = "no value passes through it in the captured graph"
-        if site.kind == "input":
-            detach_input_(site)
-    return captured
+        _detach(site)
+    return capture(model, inputs) if silent else captured
+
+
+def _detach(site: QuantSite) -> None:
+    if site.kind == "input":
+        detach_input_(site)
+    else:
+        detach_weight_(site)
 
 
 def _undo(sites: Iterable[QuantSite]) -> None:
     """Leave the weights and hooks as they were."""
     for site in sites:
-        if site.kind == "input":
-            detach_input_(site)
-        else:
-            detach_weight_(site)
+        _detach(site)

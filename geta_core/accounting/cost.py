@@ -87,9 +87,8 @@ class Account:
         weights = {id(site.parameter): site for site in self.sites if site.kind == "weight"}
         own = {id(p) for site in weights.values() for p in site.quantizer.parameters()}
         capture, keep = self.graph.capture, self.graph.kept(dead)
-        idle = {name for node, name in capture.names.items() if not node.users} & self._constants()
         total = 0
-        for name in capture.tensors.keys() - idle:
+        for name in capture.tensors.keys() - self._idle():
             tensor = capture.tensors[name]
             if id(tensor) in own:
                 continue
@@ -106,9 +105,18 @@ class Account:
                 total += elements * width + steps.numel() * site.quantizer.d.element_size()
         return total
 
-    def _constants(self) -> set[str]:
-        """Names of tensors that are neither parameters nor buffers; unlike those they are stored only where used."""
-        return set(self.graph.capture.program.graph_signature.inputs_to_lifted_tensor_constants.values())
+    def dense_bytes(self) -> int:
+        """Bytes of the tensors of the model as it came: nothing removed, nothing quantized."""
+        own = {id(p) for site in self.sites for p in site.quantizer.parameters()}
+        capture, idle = self.graph.capture, self._idle()
+        held = (t for name, t in capture.tensors.items() if name not in idle and id(t) not in own)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def _idle(self) -> set[str]:
+        """Names of unused tensors that are neither parameters nor buffers; unlike those they are not stored."""
+        capture = self.graph.capture
+        constants = set(capture.program.graph_signature.inputs_to_lifted_tensor_constants.values())
+        return {name for node, name in capture.names.items() if not node.users} & constants
 
 
 def _kept_elements(name: str, tensor: Tensor, keep: Mapping[tuple[str, int], Tensor]) -> int:

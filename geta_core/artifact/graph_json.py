@@ -38,7 +38,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         "ge",
     )
 } | {name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float", "sym_not")}
-MODES = {cls.__name__: cls for cls in modes.MODES.values()}
+MODES = {cls.__name__: cls for cls in (*modes.MODES.values(), modes.DeviceOf)}
 FILE = "filename"
 OPS = ("placeholder", "get_attr", "call_function", "call_module", "output")
 _PLAIN = (bool, int, str)

@@ -48,7 +48,15 @@ class ExampleInputs:
         small = [tuple(t.shape) for t in tensors if t.shape[0] < 2]
         if small and len(small) == len(tensors):
             raise GetaError(f"example_inputs must have a batch of at least 2, but got shapes {small}")
-        return inputs
+        seen: set[int] = set()
+
+        def own(tensor: Tensor) -> Tensor:
+            """torch.export takes a tensor that stands in two places for one input: each place gets its own."""
+            copied = tensor.clone() if id(tensor) in seen else tensor
+            seen.add(id(tensor))
+            return copied
+
+        return inputs.map(own)
 
     def leaves(self) -> Iterator[Any]:
         """Every leaf of the nested inputs, in order."""

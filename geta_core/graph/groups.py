@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from geta_core.config import CompressionConfig
 from geta_core.errors import ConfigError, closest
@@ -18,6 +20,7 @@ from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Slot, varying
 from geta_core.graph.rules import install_all
 from geta_core.graph.zeros import Zeros
+from geta_core.quantize import Quantizer
 
 Role = Literal["PRODUCE", "CONSUME", "BUFFER"]
 
@@ -126,6 +129,17 @@ class GroupGraph:
                 if wanted[index]:
                     found.setdefault(index, []).append(position)
         return {index: tuple(positions) for index, positions in found.items()}
+
+    def rebound(self, memo: Mapping[int, Any]) -> GroupGraph:
+        """The same groups over copied tensors.
+
+        Args:
+            memo: what ``copy.deepcopy`` of the model filled: id of an original to its copy.
+        """
+        tensors = {name: memo.get(id(tensor), tensor) for name, tensor in self.capture.tensors.items()}
+        new, new.first = copy.copy(self), copy.copy(self.first)
+        new.capture = new.first.capture = replace(self.capture, tensors=tensors)
+        return new
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -268,13 +282,17 @@ def _pin_chosen(first: Dependencies, config: CompressionConfig, model: nn.Module
     """Pin what the user asked to pin, by module object or by name of a module or parameter."""
     if not config.pin:
         return
-    by_object = {id(module): name for name, module in model.named_modules()}
+    inside = _of_quantizers(model)
+    by_object = {id(module): name for name, module in model.named_modules() if id(module) not in inside}
     known_modules = set(by_object.values())
-    known = {slot.name for slot in first.space.slots.values()}
+    own = set(torch.cat([*first.quantizer_ids, torch.zeros(0, dtype=torch.long)]).tolist())
+    known = {slot.name for slot in first.space.slots.values() if slot.offset not in own}
     faults = []
     for item in config.pin:
         name = by_object.get(id(item)) if isinstance(item, nn.Module) else item
-        if name is None:
+        if not isinstance(item, (nn.Module, str)):
+            faults.append(f"pin: must hold modules and names, but got {item!r}")
+        elif name is None:
             faults.append(f"pin: {type(item).__name__} is not a module of this model")
         elif name not in known_modules | known:
             faults.append(f"pin: there is no module or parameter {name!r}{closest(name, known_modules | known)}")
@@ -282,6 +300,17 @@ def _pin_chosen(first: Dependencies, config: CompressionConfig, model: nn.Module
             _pin_named(first, [slot for slot in first.space.slots.values() if _inside(slot.name, name)])
     if faults:
         raise ConfigError(faults)
+
+
+def _of_quantizers(model: nn.Module) -> set[int]:
+    """Ids of the modules that quantizers and parametrizations brought along: they are not the user's."""
+    found: set[int] = set()
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            found.update(id(child) for child in cast(nn.Module, module.parametrizations).modules())
+        elif isinstance(module, Quantizer):
+            found.add(id(module))
+    return found
 
 
 def _inside(parameter: str, owner: str) -> bool:

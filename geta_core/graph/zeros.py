@@ -120,13 +120,24 @@ def _ranked(node: fx.Node, value: Value) -> Value:
 
 
 def _unproved(label: Tensor, zeros: Sequence[Tensor]) -> Tensor:
-    """Components of ``label`` with an element that no zero layer covers."""
-    shape = torch.broadcast_shapes(label.shape, *(zero.shape for zero in zeros))
-    covered = torch.zeros(shape, dtype=torch.bool)
+    """Components of ``label`` with an element that no zero layer covers.
+
+    Layers that vary only where the label does are tried first: with the others the comparison grows to the size of the
+    whole value, and few of them name a component that is still open.
+    """
+    dims, left = varying(label), label >= 0
     for zero in zeros:
-        covered = covered | (zero == label) | (zero == ALWAYS)
-    label = label.expand(shape)
-    return label[~covered & (label >= 0)]
+        if varying(zero) <= dims:
+            left = left & (zero != label) & (zero != ALWAYS)
+    named = torch.cat([label[left], torch.full((1,), ALWAYS)])
+    wide = [zero for zero in zeros if not varying(zero) <= dims and bool(torch.isin(zero, named).any())]
+    if not wide or len(named) == 1:
+        return label[left]
+    shape = torch.broadcast_shapes(label.shape, *(zero.shape for zero in wide))
+    left = left.expand(shape)
+    for zero in wide:
+        left = left & (zero != label) & (zero != ALWAYS)
+    return label.expand(shape)[left]
 
 
 def meet(left: Layers, right: Layers) -> Layers:

@@ -218,7 +218,7 @@ def bake_(model: nn.Module, sites: Iterable[QuantSite]) -> None:
         q = site.quantizer
         values = math.quantize(parameter, q.d, q.q_m, q.t, q.signed)
         detach_weight_(site)
-        parameter.copy_(values)
+        parameter.copy_(values + 0.0)  # -0.0 becomes 0.0: whole numbers have one zero
 
 
 def _own_class_(module: nn.Module) -> None:

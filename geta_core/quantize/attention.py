@@ -6,6 +6,7 @@ the in-projection has 3 * embed_dim rows. The drop-in has the same parameters, t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -135,3 +136,19 @@ def replace_attention_(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
     return changed
+
+
+def restore_attention(model: nn.Module) -> Callable[[], None]:
+    """Return a function that undoes a later :func:`replace_attention_` of this model."""
+    attention = [(m, m._qkv_same_embed_dim) for m in model.modules() if type(m) is nn.MultiheadAttention]
+    encoders = [(m, m.use_nested_tensor) for m in model.modules() if isinstance(m, nn.TransformerEncoder)]
+
+    def restore() -> None:
+        for module, same in attention:
+            module.__class__ = nn.MultiheadAttention
+            module._qkv_same_embed_dim = same
+            vars(module).pop("scale", None)
+        for encoder, nested in encoders:
+            encoder.use_nested_tensor = nested
+
+    return restore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -102,15 +103,24 @@ def _follow(module: nn.Module, before: dict[str, tuple[int, ...]]) -> None:
     """Sizes that torch's own layers keep as attributes."""
     if _sizes(module) == before or "weight" not in before:
         return
-    for kinds, follow in _FOLLOWERS:
+    for kinds, follow in _followers():
         if isinstance(module, kinds):
             follow(module, before["weight"])
             return
 
 
+def _hugging_face_conv1d(module: Any, old: tuple[int, ...]) -> None:
+    module.nx, module.nf = module.weight.shape
+
+
+def _followers() -> tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any, tuple[int, ...]], None]], ...]:
+    own = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return _FOLLOWERS if own is None else (*_FOLLOWERS, ((own,), _hugging_face_conv1d))
+
+
 def integer_attributes(module: nn.Module, value: int) -> list[str]:
     """Attributes of a user's module that hold exactly this integer."""
-    if any(isinstance(module, kinds) for kinds, _ in _FOLLOWERS):
+    if any(isinstance(module, kinds) for kinds, _ in _followers()):
         return []
     return [
         name

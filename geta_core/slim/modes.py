@@ -97,6 +97,14 @@ class CountIfTraining(nn.Module):
         return counter.add_(step) if self.training else counter
 
 
+class DeviceOf(nn.Module):
+    """The device of the inputs: what a graph makes anew goes where the module was moved."""
+
+    def forward(self, x: Tensor) -> torch.device:
+        """Return the device of ``x``."""
+        return x.device
+
+
 MODES: dict[Any, type[nn.Module]] = {
     aten.batch_norm.default: BatchNorm,
     aten.instance_norm.default: InstanceNorm,
@@ -132,9 +140,36 @@ def switch(module: fx.GraphModule, counters: set[fx.Node]) -> None:
         replacement.meta = dict(node.meta)
         node.replace_all_uses_with(replacement)
         module.graph.erase_node(node)
+    _follow_device(module.graph, module)
     enable_modes(module)
     module.graph.lint()
     module.recompile()
+
+
+def _follow_device(graph: fx.Graph, module: fx.GraphModule) -> None:
+    """torch.export writes down the device of the export; the graph asks its first input instead."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), Tensor)]
+    if not inputs:
+        return
+    here = inputs[0].meta["val"].device
+    asked: fx.Node | None = None
+
+    def follow(value: Any) -> Any:
+        return asked if isinstance(value, torch.device) and value == here else value
+
+    named = [node for node in graph.nodes if _devices(node)]
+    if named:
+        module.add_submodule("_mode_device", DeviceOf())
+        with graph.inserting_after(next(n for n in reversed(graph.nodes) if n.op == "placeholder")):
+            asked = graph.call_module("_mode_device", (inputs[0],))
+    for node in named:
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), follow)
+
+
+def _devices(node: fx.Node) -> list[torch.device]:
+    found: list[torch.device] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda v: found.append(v) if isinstance(v, torch.device) else v)
+    return found
 
 
 def enable_modes(module: fx.GraphModule) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from geta_core.graph.capture import ExampleInputs
+from geta_core.quantize import Quantizer
+from geta_core.quantize.attach import INPUT_QUANTIZER
 from geta_core.slim.graph_module import batch_size
 
 TOLERANCE_64 = 1e-10
@@ -29,6 +31,11 @@ class Difference:
         """The larger of the two; infinite where a result is not a number."""
         found = max(self.eval_mode, self.train_mode or 0.0)
         return found if found == found else float("inf")
+
+    def larger(self, other: Difference) -> Difference:
+        """The larger of both in each mode."""
+        trained = [gap for gap in (self.train_mode, other.train_mode) if gap is not None]
+        return Difference(max(self.eval_mode, other.eval_mode), max(trained) if trained else None)
 
 
 def with_batch(inputs: ExampleInputs, count: int) -> ExampleInputs:
@@ -65,6 +72,22 @@ def difference(reference: nn.Module, other: nn.Module, inputs: ExampleInputs, *,
             copies = copy.deepcopy(reference).train(), copy.deepcopy(other).train()
             trained = max(_largest(*copies, batch) for batch in batches)
     return Difference(evaluated, trained)
+
+
+def without_input_quantizers(model: nn.Module) -> nn.Module:
+    """A copy whose layer inputs are not quantized: their rounding would hide all but large differences."""
+    model = copy.deepcopy(model)
+    if isinstance(model, fx.GraphModule):
+        for node in list(model.graph.nodes):
+            if node.target is torch.ops.geta.fake_quantize.default:
+                node.replace_all_uses_with(node.args[0])
+                model.graph.erase_node(node)
+        model.recompile()
+        return model
+    for module in model.modules():
+        if isinstance(getattr(module, INPUT_QUANTIZER, None), Quantizer):
+            setattr(module, INPUT_QUANTIZER, nn.Identity())
+    return model
 
 
 def is_random(model: nn.Module, inputs: ExampleInputs) -> bool:

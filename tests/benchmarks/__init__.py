@@ -3,4 +3,4 @@
 import os
 
 # Read when torch is imported: the profiler is not to print a line at each start and stop.
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -75,10 +75,11 @@ def memory_rows(net: Net, plain: Trainee, quantized: Trainee, recomputing: Train
     found = {name: step_memory(trainee, state) for name, trainee in trainees.items()}
     rows = []
     for name, words in (("wa", ""), ("wa_recompute", ", recompute")):
-        for index, what in enumerate(("held for the backward pass", "peak of the step")):
+        # The bound is on the peak; what is held explains it.
+        for index, (key, what) in enumerate((("held", "held for the backward pass"), ("memory", "peak of the step"))):
             share = found[name][index] / found["float"][index]
             note = f"{found[name][index] / 2**20:.0f} against {found['float'][index] / 2**20:.0f} MiB"
             text = f"W+A{words} / float, {what}"
             value = Spread(share, share, share)
-            rows.append(row(f"memory/{name}", net.key, text, value, device=plain.device.type, note=note))
+            rows.append(row(f"{key}/{name}", net.key, text, value, device=plain.device.type, note=note))
     return rows

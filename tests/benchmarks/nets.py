@@ -47,8 +47,9 @@ ADAMW: Mapping[str, Any] = {"lr": 1e-5, "weight_decay": 1e-2}
 NETS: Mapping[str, Net] = {
     net.key: net
     for net in (
-        Net("resnet20", "resnet20", 64, torch.optim.SGD, SGD),
-        Net("resnet56", "resnet56", 64, torch.optim.SGD, SGD),
+        # Short steps are noisy: they get more rounds.
+        Net("resnet20", "resnet20", 64, torch.optim.SGD, SGD, rounds=3),
+        Net("resnet56", "resnet56", 64, torch.optim.SGD, SGD, rounds=3),
         Net("vgg7", "vgg7", 64, torch.optim.SGD, SGD, activations=True),
         # Dropout is off: its random numbers would add the same time to both sides of every ratio.
         Net("encoder", "bert_layers", 8, torch.optim.AdamW, ADAMW, {"dropout": 0.0}, rounds=0.5),

@@ -65,20 +65,21 @@ def tokens(batch: int = 2) -> Tensor:
 
 
 def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter and running statistic a random value that is not zero; variances stay positive."""
+    """Give every parameter and running statistic a random value that is not zero; signals keep their size."""
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(shape: torch.Size) -> Tensor:
+    def random(shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     with torch.no_grad():
         for tensor in model.parameters():
-            wide = tensor.dim() > 1
-            scale = tensor[0].numel() ** -0.5 if wide else 0.5
-            tensor.copy_(normal(tensor.shape) * scale + (0.0 if wide else 0.1))
+            if tensor.dim() > 1:
+                tensor.copy_(random(tensor.shape) * (2 / tensor[0].numel()) ** 0.5)
+            else:
+                tensor.add_(random(tensor.shape) * 0.3)
         for tensor in model.buffers():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
+            if tensor.is_floating_point():  # means start at 0 and variances, which must stay positive, at 1
+                tensor.add_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5)
     return model
 
 
@@ -97,6 +98,19 @@ def prepared64(model: nn.Module, inputs: Any, **config: Any) -> Prepared:
 def rows(inputs: Any, count: int) -> Any:
     """Repeat or drop examples."""
     return torch.utils._pytree.tree_map_only(Tensor, lambda t: t[torch.arange(count) % len(t)], inputs)
+
+
+def fresh(inputs: Any, seed: int = 5) -> Any:
+    """Other inputs of the same kind: the elements of each tensor in another order, numbers with noise added."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def change(tensor: Tensor) -> Tensor:
+        if not tensor.dim():
+            return tensor
+        mixed = tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view(tensor.shape)
+        return mixed + torch.randn(mixed.shape, generator=generator) if mixed.is_floating_point() else mixed
+
+    return torch.utils._pytree.tree_map_only(Tensor, change, inputs)
 
 
 def run(model: nn.Module, inputs: Any, train: bool = False) -> list[Tensor]:
@@ -190,9 +204,9 @@ def assert_sound(prepared: Prepared, inputs: Any, seed: int = 0) -> geta.Compres
 
 
 def assert_equal(zeroed: nn.Module, slim: nn.Module, inputs: Any, *, train: bool = True, most: float = 1e-10) -> None:
-    """Same outputs for two batch sizes, in eval mode and (without randomness) in train mode."""
+    """Same outputs for two batches, of which one is new, in eval mode and (without randomness) in train mode."""
     for count in (2, 5):
-        batch = rows(inputs, count)
+        batch = inputs if count == 2 else fresh(rows(inputs, count))
         for mode in (False, True) if train else (False,):
             assert gap(run(zeroed, batch, mode), run(slim, batch, mode)) <= most, f"{count} rows, train={mode}"
     small = {name: tensor.shape for name, tensor in slim.named_parameters()}
