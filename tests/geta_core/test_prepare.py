@@ -205,7 +205,7 @@ class Silent(nn.Module):
 
 def test_sites_that_never_fire_are_reported_and_not_counted() -> None:
     prepared = geta.prepare(Silent(), torch.randn(3, 4), WA)
-    assert set(prepared.unquantized) == {"read.input", "idle.input"}
+    assert set(prepared.unquantized) == {"read.input", "idle.input", "idle.weight"}
     assert all(prepared.unquantized.values())
     assert {site.name for site in prepared.sites if site.kind == "input"} == {"used.input", "out.input"}
     for site in prepared.sites:
