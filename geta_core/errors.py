@@ -31,7 +31,16 @@ class UnsupportedOpError(GetaError):
 
 
 class PruningError(GetaError):
-    """A group cannot be removed, or the slimmed model does not equal the zeroed one."""
+    """A group cannot be removed, or the slimmed model does not equal the zeroed one.
+
+    Args:
+        message: one sentence.
+        gap: by how much the two models differ, where both ran.
+    """
+
+    def __init__(self, message: str, gap: float | None = None) -> None:
+        self.gap = gap
+        super().__init__(message)
 
 
 class ArtifactError(GetaError):

@@ -235,7 +235,7 @@ def _demand(error64: Difference, error32: Difference, floats: bool, refusal: str
     ):
         if error > tolerance:
             raise PruningError(
-                f"slimmed and zeroed model must agree to {tolerance:g} in {kind}, but differ by {error:.3g}{how}"
+                f"slimmed and zeroed model must agree to {tolerance:g} in {kind}, but differ by {error:.3g}{how}", error
             )
 
 

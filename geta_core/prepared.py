@@ -44,7 +44,8 @@ class Prepared:
         config: the targets.
         graph: ``graph.groups`` lists what can be removed together; ``group.pinned`` is None or the reason why not.
         sites: the quantizers.
-        unquantized: sites that cannot be quantized, with the reason (layers whose input cannot are weight-only).
+        silent: quantizers that cannot fire; ``site.reason`` says why.
+        unquantized: their names, with the reason (layers whose input is among them are weight-only).
         slots: parameter dimensions that QASSO scores, forgets and zeroes.
         num_prunable: number of groups that may be removed.
         family: long [num_prunable], family of each group.
@@ -60,7 +61,8 @@ class Prepared:
     ) -> None:
         self.model, self.config, self.inputs, self.graph = model, config, inputs, graph
         self.sites = [site for site in sites if site.fired]
-        self.unquantized = {site.name: site.reason for site in sites if site.reason is not None}
+        self.silent = [site for site in sites if not site.fired]
+        self.unquantized = {site.name: site.reason for site in self.silent}
         self.slots: list[PruneSlot] = graph.prune_slots()
         self.num_prunable = graph.num_prunable
         self.family = graph.prunable_families()

@@ -43,6 +43,8 @@ class Product:
     """The weight as it enters, possibly a part of a parameter; None for a product of activations."""
     weight_site: QuantSite | None
     input_site: QuantSite | None
+    node: fx.Node
+    """The operation."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ class _Origins:
         """A product of two operands, of which one that no input reaches is the weight."""
         x, w = pair if pair[1] not in self.capture.data else (pair[1], pair[0])
         if w in self.capture.data:
-            return Product(_path(node), op, tuple(sizes), None, None, None)
+            return Product(_path(node), op, tuple(sizes), None, None, None, node)
         (name, weight_site), (_, input_site) = self.trace(w), self.trace(x)
-        return Product(name or _path(node), op, tuple(sizes), w, weight_site, input_site)
+        return Product(name or _path(node), op, tuple(sizes), w, weight_site, input_site, node)
 
 
 def products(capture: Capture, sites: Iterable[QuantSite]) -> list[Product]:
