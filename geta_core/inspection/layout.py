@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 SWEEPS = 12
 """Passes that improve the order."""
-RELAXATIONS = 80
-"""Passes that improve the coordinates."""
+ROUNDS, RELAXATIONS = 8, 6
+"""Rounds that improve the coordinates, and passes over the rows in each."""
 BEND_WIDTH = 22.0
-STRAIGHT, SLANTED = 1.0, 0.01
-"""Weights of lines between two boxes or two bends, and of those between a box and a bend."""
+LOOSE = 0.01
+"""How little a bend pushes a box away, and how little it is drawn to its boxes against other bends."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class _Layered:
         self, sizes: Sequence[tuple[float, float]], edges: Sequence[tuple[int, int]], layer: Sequence[int]
     ) -> None:
         self.sizes, self.count = sizes, len(sizes)
+        self._spot: dict[int, tuple[list[int], int]] = {}
         self.rows: list[list[int]] = [[] for _ in range(max(layer, default=0) + 1)]
         self.chains: dict[tuple[int, int], list[int]] = {}
         self.up: list[list[int]] = [[] for _ in sizes]
@@ -129,10 +130,69 @@ class _Layered:
             offsets = self._offsets(row, gap)
             for item, offset in zip(row, offsets, strict=True):
                 x[item] = offset - (offsets[-1] if offsets else 0.0) / 2
-        for sweep in range(RELAXATIONS):
-            for row in self.rows if sweep % 2 == 0 else reversed(self.rows):
-                self._relax(row, x, gap)
+        self._spot = {item: (row, at) for row in self.rows for at, item in enumerate(row)}
+        lines = self._lines()
+        for _ in range(ROUNDS):
+            for sweep in range(RELAXATIONS):
+                for row in self.rows if sweep % 2 == 0 else reversed(self.rows):
+                    self._relax(row, x, gap)
+            for line in lines:
+                self._straighten(line, sum(x[item] for item in line) / len(line), x, gap)
+        self._gather(lines, x, gap)
         return x
+
+    def _gather(self, lines: Sequence[Sequence[int]], x: list[float], gap: float) -> None:
+        """Draw what stands aside to its neighbours, now that the main lines stand still."""
+        lined = {item for line in lines for item in line}
+        for _ in range(3):
+            for box in set(range(self.count)) - lined:
+                near = [other for other in (*self.up[box], *self.down[box]) if other < self.count]
+                if near:
+                    self._straighten([box], sum(x[other] for other in near) / len(near), x, gap)
+            for (a, b), chain in self.chains.items():
+                if len(chain) > 2:
+                    self._straighten(chain[1:-1], (x[a] + x[b]) / 2, x, gap)
+
+    def _lines(self) -> list[list[int]]:
+        """Items that should stand straight below each other: boxes along the main path, and the bends of an edge."""
+        below = {box: self._main(box) for box in range(self.count)}
+        starts = sorted(set(below) - {box for box in below.values() if box is not None})
+        lines = []
+        for start in starts:
+            line: list[int] = []
+            box: int | None = start
+            while box is not None:
+                line.append(box)
+                box = below[box]
+            lines.append(line)
+        return [line for line in (*lines, *(chain[1:-1] for chain in self.chains.values())) if len(line) > 1]
+
+    def _main(self, box: int) -> int | None:
+        """The box below that continues a box's line: of those linked most it must be alone, seen from either side."""
+        below = self._busiest(self.down[box])
+        return below if below is not None and self._busiest(self.up[below]) == box else None
+
+    def _busiest(self, items: Sequence[int]) -> int | None:
+        degree = {item: self._degree(item) for item in items if item < self.count}
+        best = [item for item, found in degree.items() if found == max(degree.values())]
+        return best[0] if len(best) == 1 else None
+
+    def _degree(self, item: int) -> int:
+        """Neighbours of the same kind in the rows around."""
+        return sum((other < self.count) == (item < self.count) for other in (*self.up[item], *self.down[item]))
+
+    def _straighten(self, line: Sequence[int], aim: float, x: list[float], gap: float) -> None:
+        """Give a line one coordinate near ``aim``, as far as the neighbours in every row leave room for it."""
+        low, high = float("-inf"), float("inf")
+        for item in line:
+            row, at = self._spot[item]
+            if at > 0:
+                low = max(low, x[row[at - 1]] + (self.width(row[at - 1]) + self.width(item)) / 2 + gap)
+            if at + 1 < len(row):
+                high = min(high, x[row[at + 1]] - (self.width(row[at + 1]) + self.width(item)) / 2 - gap)
+        if low <= high:
+            for item in line:
+                x[item] = min(max(aim, low), high)
 
     def _offsets(self, row: Sequence[int], gap: float) -> list[float]:
         """Least distance of each item from the first of its row."""
@@ -145,15 +205,16 @@ class _Layered:
         offsets = self._offsets(row, gap)
         wanted: list[tuple[float, float]] = []
         for item, offset in zip(row, offsets, strict=True):
-            near = [(other, self._weight(item, other)) for other in (*self.up[item], *self.down[item])]
+            near = [(other, self._pull(item, other)) for other in (*self.up[item], *self.down[item])]
             weight = sum(each for _, each in near)
             centre = sum(x[other] * each for other, each in near) / weight if weight else x[item]
-            wanted.append((centre - offset, weight or SLANTED))
+            wanted.append((centre - offset, (1.0 + self._degree(item)) ** 3 if item < self.count else LOOSE))
         for item, value, offset in zip(row, isotonic(wanted), offsets, strict=True):
             x[item] = value + offset
 
-    def _weight(self, a: int, b: int) -> float:
-        return STRAIGHT if (a < self.count) == (b < self.count) else SLANTED
+    def _pull(self, item: int, other: int) -> float:
+        """How much an item is drawn to a neighbour."""
+        return 1.0 if (item < self.count) == (other < self.count) else LOOSE
 
 
 def isotonic(wanted: Sequence[tuple[float, float]]) -> list[float]:

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from geta_core.inspection.columns import Link, Part, split
 from geta_core.inspection.layout import Layout, lay_out
 from geta_core.inspection.records import Block, FamilyRecord, Inspection, Pin
 
 GAP = (26.0, 30.0)
-MARGIN, LEGEND_WIDTH, LINE = 24.0, 372.0, 15.0
+MARGIN, LEGEND_WIDTH, LINE, ENTRY = 24.0, 400.0, 15.0, 34.0
 FONT = 'font-family="DejaVu Sans, Verdana, Arial, sans-serif"'
 SIZES = {"title": 12.0, "text": 10.5, "chip": 9.5}
-ADVANCE = {"title": 0.69, "text": 0.61, "chip": 0.61}
-"""Width of a character over the font size, on the wide side for the fonts named (the title is bold)."""
+NARROW, BROAD = frozenset("fijlrt.,:;|!()[]' "), frozenset("mwMW@%→×…")
 LONGEST = 34
 """Characters of a title; a longer path loses its beginning."""
 INK, SOFT, LINE_GREY = "#1f2328", "#57606a", "#8c959f"
 GOLDEN_ANGLE = 0.381966
+QUANTIZERS = {"weight": "W", "input": "A"}
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,41 @@ def draw(inspection: Inspection) -> str:
         for number, family in enumerate(family for family in inspection.families if family.prunable)
     }
     boxes = [_Box(block, colours.get(-1 if block.family is None else block.family, GREY)) for block in inspection.blocks]
-    layout = lay_out([(box.width, box.height) for box in boxes], inspection.edges, GAP)
+    columns = [_Column(boxes, part) for part in split([box.size for box in boxes], inspection.edges)]
+    head, body, left = MARGIN + 46, [], MARGIN
+    for column in columns:
+        body.append(f'<g transform="translate({left:.0f},{head:.0f})">{column.draw()}</g>')
+        left += column.layout.width + 2 * MARGIN
     legend = _legend(inspection, colours)
-    head = MARGIN + 46
-    width = MARGIN * 3 + layout.width + LEGEND_WIDTH
-    height = head + max(layout.height, len(legend) * 0 + _legend_height(inspection)) + MARGIN
+    width = left + LEGEND_WIDTH + MARGIN
+    height = head + max(len(legend) * ENTRY, *(column.layout.height for column in columns)) + MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
         f'height="{height:.0f}" {FONT}>',
         _PATTERN,
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#ffffff"/>',
         *_headline(inspection),
-        f'<g transform="translate({MARGIN:.0f},{head:.0f})">',
-        *(_edge(boxes, layout, edge) for edge in inspection.edges),
-        *(box.draw(layout.x[i], layout.y[i]) for i, box in enumerate(boxes)),
-        "</g>",
-        f'<g transform="translate({MARGIN * 2 + layout.width:.0f},{head:.0f})">',
+        *body,
+        f'<g transform="translate({left:.0f},{head:.0f})">',
         *legend,
         "</g>",
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
+
+
+class _Column:
+    """The boxes of one column, with round marks where a line goes on in the next."""
+
+    def __init__(self, boxes: Sequence[_Box], part: Part) -> None:
+        self.boxes = [boxes[number] if isinstance(number, int) else _Mark(number, boxes) for number in part.items]
+        self.edges = part.edges
+        self.layout = lay_out([box.size for box in self.boxes], part.edges, GAP)
+
+    def draw(self) -> str:
+        """SVG with the origin at the upper left corner."""
+        lines = [_edge(self.boxes, self.layout, edge) for edge in self.edges]
+        return "\n".join([*lines, *(box.draw(self.layout.x[i], self.layout.y[i]) for i, box in enumerate(self.boxes))])
 
 
 _PATTERN = (
@@ -81,8 +96,9 @@ def _hex(hue: float, lightness: float, saturation: float) -> str:
 
 
 def extent(text: str, style: str) -> float:
-    """Width of a text in pixels, rather too much than too little."""
-    return len(text) * SIZES[style] * ADVANCE[style]
+    """Width of a text in pixels, rather too much than too little: fonts differ, and nothing is measured here."""
+    em = sum(0.43 if c in NARROW else 1.0 if c in BROAD else 0.76 if c.isupper() else 0.65 for c in text)
+    return em * SIZES[style] * (1.1 if style == "title" else 1.0)
 
 
 def _text(x: float, y: float, text: str, style: str, colour: str = INK, anchor: str = "start") -> str:
@@ -105,14 +121,24 @@ class _Box:
     def __init__(self, block: Block, colours: _Colours) -> None:
         self.block, self.colours = block, colours
         self.lines = self._lines()
-        self.rows = self._rows([*(f"{kind} quantizer" for kind in block.quantized), *block.chips])
+        self.rows = self._rows([*(QUANTIZERS[kind] for kind in block.quantized), *block.chips])
         widest = max(extent(text, style) for text, style in self.lines)
         chips = max((sum(map(_chip_width, row)) - 4 for row in self.rows), default=0.0)
         self.width = max(widest, chips, 60.0) + 2 * self.PAD
-        self.height = len(self.lines) * LINE + len(self.rows) * (self.CHIP_HEIGHT + 3) + 2 * 7 + self._bar()
+        self.height = len(self.lines) * LINE + len(self.rows) * (self.CHIP_HEIGHT + 3) + 12 + self._bar()
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height."""
+        return self.width, self.height
+
+    @property
+    def carries(self) -> str:
+        """Colour of the lines that leave the box."""
+        return self.colours.strong if self.block.free else LINE_GREY
 
     def _bar(self) -> float:
-        return self.BAR if self.block.channels and self.block.kind != "output" else 0.0
+        return self.BAR + 3 if self.block.channels and self.block.kind != "output" else 0.0
 
     def _lines(self) -> list[tuple[str, str]]:
         block = self.block
@@ -152,8 +178,8 @@ class _Box:
             f'height="{self.height:.1f}" rx="{round_}" fill="{fill}" stroke="{stroke}" stroke-width="1.3"/>'
         ]
         if self._bar():
-            parts += self._draw_bar(left, y + self.height - self.BAR)
-        line = y + 7 + LINE - 4
+            parts += self._draw_bar(left + 6, y + self.height - self.BAR - 4)
+        line = y + 5 + LINE - 4
         for text, style in self.lines:
             parts.append(_text(x, line, text, style, INK if style == "title" else SOFT, "middle"))
             line += LINE
@@ -167,9 +193,10 @@ class _Box:
         return "".join(parts) + "</g>"
 
     def _draw_bar(self, left: float, top: float) -> list[str]:
-        free = self.width * self.block.free / self.block.channels
+        whole = self.width - 12
+        free = whole * self.block.free / self.block.channels
         found = []
-        for start, length, fill in ((0.0, free, self.colours.strong), (free, self.width - free, "url(#stays)")):
+        for start, length, fill in ((0.0, free, self.colours.strong), (free, whole - free, "url(#stays)")):
             if length > 0:
                 found.append(
                     f'<rect x="{left + start:.1f}" y="{top:.1f}" width="{length:.1f}" height="{self.BAR}" fill="{fill}"/>'
@@ -195,6 +222,21 @@ def _chip(left: float, top: float, chip: str, height: float, stroke: str) -> str
     )
 
 
+class _Mark(_Box):
+    """A round mark: the same letter stands where a line leaves a column and where it goes on."""
+
+    def __init__(self, link: Link, boxes: Sequence[_Box]) -> None:
+        super().__init__(boxes[link.source].block, boxes[link.source].colours)
+        self.letter, self.width, self.height = chr(ord("A") + link.number % 26), 24.0, 24.0
+
+    def draw(self, x: float, y: float) -> str:
+        """SVG of the mark."""
+        return (
+            f'<g class="link"><circle cx="{x:.1f}" cy="{y + 12:.1f}" r="12" fill="#ffffff" stroke="{self.carries}" '
+            f'stroke-width="1.8"/>{_text(x, y + 16.5, self.letter, "title", INK, "middle")}</g>'
+        )
+
+
 def _edge(boxes: Sequence[_Box], layout: Layout, edge: tuple[int, int]) -> str:
     """A line from box to box, straight through the bends and curved between them, in the colour of what it carries."""
     source, target = (boxes[end] for end in edge)
@@ -208,7 +250,7 @@ def _edge(boxes: Sequence[_Box], layout: Layout, edge: tuple[int, int]) -> str:
         middle = (y0 + y1) / 2
         straight = abs(x0 - x1) < 0.5
         path += f"L{x1:.1f},{y1:.1f}" if straight else f"C{x0:.1f},{middle:.1f} {x1:.1f},{middle:.1f} {x1:.1f},{y1:.1f}"
-    colour = source.colours.strong if source.block.free else LINE_GREY
+    colour = source.carries
     x, y = points[-1]
     arrow = f'<path d="M{x - 3.5:.1f},{y - 6:.1f}L{x + 3.5:.1f},{y - 6:.1f}L{x:.1f},{y:.1f}Z" fill="{colour}"/>'
     return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>{arrow}'
@@ -224,7 +266,7 @@ def _headline(inspection: Inspection) -> list[str]:
     totals = inspection.totals
     first = f"{totals.prunable_groups:,} of {totals.groups:,} groups can be removed"
     second = (
-        f"{totals.prunable_share:.1%} of {totals.parameters:,} parameters belong to them; "
+        f"{totals.prunable_parameters:,} of {totals.parameters:,} parameters belong to them; "
         f"{totals.macs:,.0f} MACs per example; {_proof(inspection)}"
     )
     return [_text(MARGIN, MARGIN + 8, first, "title"), _text(MARGIN, MARGIN + 26, second, "text", SOFT)]
@@ -235,34 +277,31 @@ def _proof(inspection: Inspection) -> str:
     return {None: "proof not tried", True: "zeroed = slimmed proved", False: "PROOF FAILS"}[holds]
 
 
-def _legend_height(inspection: Inspection) -> float:
-    return 28 + len(inspection.families) * 34.0 + 26
-
-
 def _legend(inspection: Inspection, colours: dict[int, _Colours]) -> list[str]:
     """One entry per family: colour, how many groups, what one of them saves, and where it starts."""
     first_group = {group.family: group for group in reversed(inspection.groups) if group.pinned is None}
     pins: dict[int, Pin] = {pin.family: pin for pin in reversed(inspection.pins)}
-    parts = [_text(0, 8, "Families: groups of the same tensors", "title")]
-    top = 24.0
-    for family in inspection.families:
-        fill = colours[family.id].strong if family.id in colours else "url(#stays)"
-        pin = pins.get(family.id)
-        saved = first_group[family.id].saved if family.id in first_group else None
-        text = f"F{family.id}: {_count(family)}"
-        if saved is not None:
-            text += f", each saves {saved.parameters:,} parameters"
+    parts = [_text(0, 8, "Families: groups made of the same tensors", "title")]
+    for number, family in enumerate(inspection.families):
+        pin, free = pins.get(family.id), first_group.get(family.id)
+        text = f"F{family.id}: {_count(family)}" + (f", one saves {free.saved.parameters:,} parameters" if free else "")
         tip = "; ".join(filter(None, [", ".join(family.tensors[:12]), f"the others: {pin.reason}" if pin else ""]))
-        second = pin.reason if pin is not None and saved is None else family.tensors[0].rpartition("[")[0]
+        second = pin.reason if pin is not None and free is None else family.tensors[0].rpartition("[")[0]
+        top = 24.0 + number * ENTRY
         parts.append(
-            f'<g class="family">\n<title>{escape(tip)}</title><rect x="0" y="{top:.1f}" width="22" height="22" rx="4" '
-            f'fill="{fill}" stroke="#ffffff"/>{_text(30, top + 9, text, "text")}'
-            f'{_text(30, top + 22, _end(second, 52), "chip", SOFT)}</g>'
+            f'<g class="family"><title>{escape(tip)}</title>{_swatch(top, colours.get(family.id))}'
+            f'{_text(30, top + 9, text, "text")}{_text(30, top + 22, _end(second, 64), "chip", SOFT)}</g>'
         )
-        top += 34
-    stays = '<rect x="0" y="{:.1f}" width="22" height="10" fill="url(#stays)"/>'.format(top + 4)
-    parts += [stays, _text(30, top + 13, "channels that stay; the reason is in the tooltip", "text")]
+    top = 24.0 + len(inspection.families) * ENTRY
+    parts += [_swatch(top, None), _text(30, top + 9, "channels that stay; the tooltip of the box says why", "text")]
+    if inspection.sites:
+        parts.append(_text(30, top + 9 + ENTRY * 0.75, "W, A: weight and input of the layer are quantized", "text"))
     return parts
+
+
+def _swatch(top: float, colours: _Colours | None) -> str:
+    fill = colours.strong if colours is not None else "url(#stays)"
+    return f'<rect x="0" y="{top:.1f}" width="22" height="22" rx="4" fill="{fill}"/>'
 
 
 def _count(family: FamilyRecord) -> str:
