@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from geta_core.finishing import Compressed, Report, finish
     from geta_core.graph import Group, register_rule
+    from geta_core.inspection import Inspection, inspect
     from geta_core.measuring import measure
     from geta_core.prepared import Prepared, prepare
     from geta_core.qasso import QASSO, Schedule
@@ -38,6 +39,7 @@ _HOMES = {
     ),
     "geta_core.finishing": ("Compressed", "Report", "finish"),
     "geta_core.graph": ("Group", "register_rule"),
+    "geta_core.inspection": ("Inspection", "inspect"),
     "geta_core.measuring": ("measure",),
     "geta_core.prepared": ("Prepared", "prepare"),
     "geta_core.qasso": ("QASSO", "Schedule"),
@@ -53,6 +55,7 @@ __all__ = [
     "ConfigError",
     "GetaError",
     "Group",
+    "Inspection",
     "Measurement",
     "Prepared",
     "PruningError",
@@ -62,6 +65,7 @@ __all__ = [
     "ScheduleError",
     "UnsupportedOpError",
     "finish",
+    "inspect",
     "load",
     "measure",
     "prepare",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from geta_core.errors import ConfigError, GetaError
 from orchestration.signals import StoppedError
@@ -46,34 +46,41 @@ def guarded(command: Callable[[], int]) -> int:
         return 130
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[int] = ()) -> None:
     """Print a table; the first column is text, the others are numbers.
 
     Args:
         title: stands above it.
         columns: headings.
         rows: cells as text.
+        texts: positions of further columns that are text; where room is short, their cells go on in the next line.
     """
     try:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
     except ImportError:
-        _plain_table(title, columns, rows)
+        _plain_table(title, columns, rows, texts)
         return
     drawn = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
+        left = number == 0 or number in texts
+        drawn.add_column(
+            column, justify="left" if left else "right", no_wrap=number not in texts, overflow="fold" if left else None
+        )
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else WIDE).print(drawn)
 
 
-def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _plain_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[int] = ()
+) -> None:
     widths = [max(len(row[at]) for row in (columns, *rows)) for at in range(len(columns))]
     write(title)
     for row in (columns, ["-" * width for width in widths], *rows):
         cells = [
-            cell.rjust(width) if at else cell.ljust(width)
+            cell.rjust(width) if at and at not in texts else cell.ljust(width)
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         write("  ".join(cells).rstrip())

@@ -182,8 +182,9 @@ def _title(node: fx.Node) -> str:
 
 
 def _short(node: fx.Node) -> str:
-    """The bare name of an operation: ``conv2d`` for aten.conv2d.default."""
-    return str(_packet(node)).rpartition(".")[2] if hasattr(node.target, "overloadpacket") else spelled(node)
+    """The bare name of an operation: ``conv2d`` for aten.conv2d.default, ``relu`` for aten.relu_.default."""
+    bare = str(_packet(node)).rpartition(".")[2] if hasattr(node.target, "overloadpacket") else spelled(node)
+    return bare.strip("_")
 
 
 def _chips(nodes: list[fx.Node], whole: set[str]) -> list[str]:

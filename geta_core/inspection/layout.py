@@ -132,12 +132,14 @@ class _Layered:
                 x[item] = offset - (offsets[-1] if offsets else 0.0) / 2
         self._spot = {item: (row, at) for row in self.rows for at, item in enumerate(row)}
         lines = self._lines()
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             for sweep in range(RELAXATIONS):
                 for row in self.rows if sweep % 2 == 0 else reversed(self.rows):
                     self._relax(row, x, gap)
             for line in lines:
-                self._straighten(line, sum(x[item] for item in line) / len(line), x, gap)
+                # Until the end boxes take no notice of bends, which then give way.
+                blind = number < ROUNDS - 1 and line[0] < self.count
+                self._straighten(line, sum(x[item] for item in line) / len(line), x, gap, blind=blind)
         self._gather(lines, x, gap)
         return x
 
@@ -181,14 +183,16 @@ class _Layered:
         """Neighbours of the same kind in the rows around."""
         return sum((other < self.count) == (item < self.count) for other in (*self.up[item], *self.down[item]))
 
-    def _straighten(self, line: Sequence[int], aim: float, x: list[float], gap: float) -> None:
+    def _straighten(
+        self, line: Sequence[int], aim: float, x: list[float], gap: float, *, blind: bool = False
+    ) -> None:
         """Give a line one coordinate near ``aim``, as far as the neighbours in every row leave room for it."""
         low, high = float("-inf"), float("inf")
         for item in line:
             row, at = self._spot[item]
-            if at > 0:
+            if at > 0 and not (blind and row[at - 1] >= self.count):
                 low = max(low, x[row[at - 1]] + (self.width(row[at - 1]) + self.width(item)) / 2 + gap)
-            if at + 1 < len(row):
+            if at + 1 < len(row) and not (blind and row[at + 1] >= self.count):
                 high = min(high, x[row[at + 1]] - (self.width(row[at + 1]) + self.width(item)) / 2 - gap)
         if low <= high:
             for item in line:

@@ -72,13 +72,20 @@ def prove(prepared: Prepared, share: float, generator: torch.Generator) -> Proof
     try:
         report = finish(prepared).report
     except PruningError as error:
-        return Proof(False, *numbers, error.gap, TOLERANCE_64, "", str(error))
+        gap = error.gap if error.gap is not None and math.isfinite(error.gap) else None
+        return Proof(False, *numbers, gap, TOLERANCE_64, "", str(error))
     except Exception as error:  # noqa: BLE001  # whatever a wrong rule leads to is a failed proof, with its reason
         return Proof(False, *numbers, None, TOLERANCE_64, "", f"the slimmed model does not run: {first_line(error)}")
     reason = report.native_refusal if len(chosen) else "there is nothing that can be removed"
-    kind = "native" if report.native else "graph module"
-    holds = report.max_error64 <= TOLERANCE_64
-    return Proof(holds, *numbers, report.max_error64, TOLERANCE_64, kind, reason)
+    return Proof(
+        holds=report.max_error64 <= TOLERANCE_64,
+        removed=numbers[0],
+        groups=numbers[1],
+        error=report.max_error64,
+        tolerance=TOLERANCE_64,
+        kind="native" if report.native else "graph module",
+        reason=reason,
+    )
 
 
 def untried(prepared_groups: int, reason: str) -> Proof:
