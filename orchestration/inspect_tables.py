@@ -115,7 +115,9 @@ def _pins(found: Inspection) -> None:
 
 def _sites(found: Inspection) -> None:
     idle = [[site.name, site.kind, site.reason] for site in found.sites if site.reason is not None]
-    counts = {kind: sum(site.kind == kind and site.reason is None for site in found.sites) for kind in ("weight", "input")}
+    counts = {
+        kind: sum(site.kind == kind and site.reason is None for site in found.sites) for kind in ("weight", "input")
+    }
     if idle:
         rows = [[name, kind, str(reason)] for name, kind, reason in idle]
         table("Quantizers that cannot fire", ["quantizer", "of", "because"], rows, texts=(1, 2))

@@ -45,7 +45,10 @@ class Attention(nn.Module):
         heads = [
             layer(x).unflatten(-1, (-1, self.head)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj)
         ]
-        q, k, v = rotate(heads[0]), *(each.repeat_interleave(HEADS // KEY_HEADS, 1) for each in (rotate(heads[1]), heads[2]))
+        q, k, v = (
+            rotate(heads[0]),
+            *(each.repeat_interleave(HEADS // KEY_HEADS, 1) for each in (rotate(heads[1]), heads[2])),
+        )
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         y: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return y

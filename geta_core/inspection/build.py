@@ -29,7 +29,7 @@ from geta_core.inspection.records import (
     Totals,
 )
 from geta_core.prepared import Prepared, prepare
-from geta_core.quantize import QuantSite, replace_attention_
+from geta_core.quantize import replace_attention_
 
 
 def inspect(
@@ -132,7 +132,7 @@ def _found(prepared: Prepared, proof: Proof | None) -> Inspection:
         families=families,
         groups=groups,
         pins=pins(graph),
-        sites=tuple(map(_site, [*prepared.sites, *prepared.silent])),
+        sites=_sites(prepared),
         totals=totals,
         proof=proof or proofs.untried(prepared.num_prunable, "not asked for"),
         blocks=blocks,
@@ -140,8 +140,17 @@ def _found(prepared: Prepared, proof: Proof | None) -> Inspection:
     )
 
 
-def _site(site: QuantSite) -> SiteRecord:
-    return SiteRecord(site.name, site.kind, site.reason)
+def _sites(prepared: Prepared) -> tuple[SiteRecord, ...]:
+    """Every quantizer; one whose step no operation reads cannot fire either, as in a layer that is never called."""
+    captured = prepared.graph.capture
+    read = {id(captured.tensors[name]) for node, name in captured.names.items() if node.users}
+    idle = {
+        site: None if id(site.quantizer.d) in read else "its layer is not used in the captured graph"
+        for site in prepared.sites
+    }
+    return tuple(
+        SiteRecord(site.name, site.kind, site.reason or idle.get(site)) for site in [*prepared.sites, *prepared.silent]
+    )
 
 
 def _groups(prepared: Prepared, costs: Costs) -> tuple[GroupRecord, ...]:
@@ -185,4 +194,3 @@ def _families(prepared: Prepared, costs: Costs) -> tuple[FamilyRecord, ...]:
 def _tensors(group: Group) -> tuple[str, ...]:
     ordered = sorted(group.members, key=lambda member: member.role != "PRODUCE")
     return tuple(f"{member.name}[{member.dim}]" for member in ordered)
-

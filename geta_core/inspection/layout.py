@@ -33,9 +33,7 @@ class Layout:
     height: float
 
 
-def lay_out(
-    sizes: Sequence[tuple[float, float]], edges: Sequence[tuple[int, int]], gap: tuple[float, float]
-) -> Layout:
+def lay_out(sizes: Sequence[tuple[float, float]], edges: Sequence[tuple[int, int]], gap: tuple[float, float]) -> Layout:
     """Place boxes so that every edge runs downwards.
 
     Args:
@@ -183,9 +181,7 @@ class _Layered:
         """Neighbours of the same kind in the rows around."""
         return sum((other < self.count) == (item < self.count) for other in (*self.up[item], *self.down[item]))
 
-    def _straighten(
-        self, line: Sequence[int], aim: float, x: list[float], gap: float, *, blind: bool = False
-    ) -> None:
+    def _straighten(self, line: Sequence[int], aim: float, x: list[float], gap: float, *, blind: bool = False) -> None:
         """Give a line one coordinate near ``aim``, as far as the neighbours in every row leave room for it."""
         low, high = float("-inf"), float("inf")
         for item in line:

@@ -129,9 +129,7 @@ class Survey(Dependencies):
         found: dict[tuple[str, str, str], list[Place]] = {}
         for node, why in self.refused.items():
             found.setdefault((spelled(node), why, _fix(node)), []).append(place(node))
-        return tuple(
-            MissingOperation(name, why, tuple(places), fix) for (name, why, fix), places in found.items()
-        )
+        return tuple(MissingOperation(name, why, tuple(places), fix) for (name, why, fix), places in found.items())
 
 
 def _fix(node: fx.Node) -> str:
@@ -140,4 +138,6 @@ def _fix(node: fx.Node) -> str:
         return ""
     if not isinstance(target, torch._ops.OpOverload):
         return f"write the forward without {spelled(node)}, at {source_line(node)}"
-    return f"geta.register_rule(torch.ops.{target}, like=<an op with the same dependencies>)  # or labels=..., zeros=..."
+    return (
+        f"geta.register_rule(torch.ops.{target}, like=<an op with the same dependencies>)  # or labels=..., zeros=..."
+    )

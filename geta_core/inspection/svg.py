@@ -40,7 +40,9 @@ def draw(inspection: Inspection) -> str:
         family.id: _hue(number)
         for number, family in enumerate(family for family in inspection.families if family.prunable)
     }
-    boxes = [_Box(block, colours.get(-1 if block.family is None else block.family, GREY)) for block in inspection.blocks]
+    boxes = [
+        _Box(block, colours.get(-1 if block.family is None else block.family, GREY)) for block in inspection.blocks
+    ]
     columns = [_Column(boxes, part) for part in split([box.size for box in boxes], inspection.edges)]
     head, body, left = MARGIN + 46, [], MARGIN
     for column in columns:
@@ -170,7 +172,9 @@ class _Box:
         """SVG of the box whose upper edge has its middle at (x, y)."""
         block, left, round_ = self.block, x - self.width / 2, 12 if self.block.kind in ("input", "output") else 5
         stuck = block.channels > 0 and not block.free and block.kind != "output"
-        fill, stroke = ("#f3f4f6", LINE_GREY) if stuck or not block.channels else (self.colours.fill, self.colours.strong)
+        fill, stroke = (
+            ("#f3f4f6", LINE_GREY) if stuck or not block.channels else (self.colours.fill, self.colours.strong)
+        )
         fill = "#ffffff" if block.kind in ("input", "output") else fill
         title = f"<title>{escape(self._tooltip())}</title>"
         parts = [
@@ -290,7 +294,7 @@ def _legend(inspection: Inspection, colours: dict[int, _Colours]) -> list[str]:
         top = 24.0 + number * ENTRY
         parts.append(
             f'<g class="family"><title>{escape(tip)}</title>{_swatch(top, colours.get(family.id))}'
-            f'{_text(30, top + 9, text, "text")}{_text(30, top + 22, _end(second, 64), "chip", SOFT)}</g>'
+            f"{_text(30, top + 9, text, 'text')}{_text(30, top + 22, _end(second, 64), 'chip', SOFT)}</g>"
         )
     top = 24.0 + len(inspection.families) * ENTRY
     parts += [_swatch(top, None), _text(30, top + 9, "channels that stay; the tooltip of the box says why", "text")]
