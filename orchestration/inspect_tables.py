@@ -115,13 +115,11 @@ def _pins(found: Inspection) -> None:
 
 def _sites(found: Inspection) -> None:
     idle = [[site.name, site.kind, site.reason] for site in found.sites if site.reason is not None]
-    counts = {
-        kind: sum(site.kind == kind and site.reason is None for site in found.sites) for kind in ("weight", "input")
-    }
+    working = [site.kind for site in found.sites if site.reason is None]
     if idle:
         rows = [[name, kind, str(reason)] for name, kind, reason in idle]
         table("Quantizers that cannot fire", ["quantizer", "of", "because"], rows, texts=(1, 2))
-    write(f"quantizers: {counts['weight']} of weights, {counts['input']} of inputs")
+    write(f"quantizers: {working.count('weight')} of weights, {working.count('input')} of inputs")
 
 
 def _place(place: Place) -> str:

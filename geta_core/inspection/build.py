@@ -13,11 +13,11 @@ from geta_core.config import CompressionConfig
 from geta_core.errors import ConfigError, UnsupportedOpError
 from geta_core.graph import ExampleInputs, capture
 from geta_core.graph.groups import Group
+from geta_core.inspection import proof as proofs
 from geta_core.inspection.costs import Costs
 from geta_core.inspection.folding import fold
 from geta_core.inspection.ops import Survey, operations
 from geta_core.inspection.pins import pins
-from geta_core.inspection import proof as proofs
 from geta_core.inspection.records import (
     FamilyRecord,
     GroupRecord,

@@ -7,6 +7,7 @@ isotonic regression, solved exactly by pooling adjacent violators.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ class _Layered:
                 self.down.append([])
             chain.append(b)
             self.chains[a, b] = chain
-            for upper, lower in zip(chain, chain[1:], strict=False):
+            for upper, lower in itertools.pairwise(chain):
                 self.down[upper].append(lower)
                 self.up[lower].append(upper)
 
@@ -197,7 +198,7 @@ class _Layered:
     def _offsets(self, row: Sequence[int], gap: float) -> list[float]:
         """Least distance of each item from the first of its row."""
         offsets = [0.0] * min(1, len(row))
-        for left, right in zip(row, row[1:], strict=False):
+        for left, right in itertools.pairwise(row):
             offsets.append(offsets[-1] + (self.width(left) + self.width(right)) / 2 + gap)
         return offsets
 

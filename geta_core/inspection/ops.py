@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def spelled(node: fx.Node) -> str:
 def source(node: fx.Node) -> str:
     """``file:line: code`` of the deepest frame outside torch and this package."""
     lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
-    frames = [(head, code) for head, code in zip(lines, lines[1:], strict=False) if _file(head)]
+    frames = [(head, code) for head, code in itertools.pairwise(lines) if _file(head)]
     own = [frame for frame in frames if not Path(_file(frame[0])).is_relative_to(OURS[0])]
     own = [frame for frame in own if not Path(_file(frame[0])).is_relative_to(OURS[1])] or frames
     if not own:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -15,7 +16,8 @@ GAP = (26.0, 30.0)
 MARGIN, LEGEND_WIDTH, LINE, ENTRY = 24.0, 400.0, 15.0, 34.0
 FONT = 'font-family="DejaVu Sans, Verdana, Arial, sans-serif"'
 SIZES = {"title": 12.0, "text": 10.5, "chip": 9.5}
-NARROW, BROAD = frozenset("fijlrt.,:;|!()[]' "), frozenset("mwMW@%→×…")
+TIMES = chr(0xD7)
+NARROW, BROAD = frozenset("fijlrt.,:;|!()[]' "), frozenset(f"mwMW@%→{TIMES}…")
 LONGEST = 34
 """Characters of a title; a longer path loses its beginning."""
 INK, SOFT, LINE_GREY = "#1f2328", "#57606a", "#8c959f"
@@ -144,7 +146,7 @@ class _Box:
 
     def _lines(self) -> list[tuple[str, str]]:
         block = self.block
-        shape = " × ".join(map(str, block.shape[1:]))
+        shape = f" {TIMES} ".join(map(str, block.shape[1:]))
         if block.kind in ("input", "output"):
             name = block.operation if block.kind == "input" else "output"
             return [(name, "title"), *([(shape, "text")] if shape else [])]
@@ -202,9 +204,8 @@ class _Box:
         found = []
         for start, length, fill in ((0.0, free, self.colours.strong), (free, whole - free, "url(#stays)")):
             if length > 0:
-                found.append(
-                    f'<rect x="{left + start:.1f}" y="{top:.1f}" width="{length:.1f}" height="{self.BAR}" fill="{fill}"/>'
-                )
+                place = f'x="{left + start:.1f}" y="{top:.1f}" width="{length:.1f}" height="{self.BAR}"'
+                found.append(f'<rect {place} fill="{fill}"/>')
         return found
 
     def _tooltip(self) -> str:
@@ -250,7 +251,7 @@ def _edge(boxes: Sequence[_Box], layout: Layout, edge: tuple[int, int]) -> str:
     start = (start_x, layout.y[edge[0]] + source.height)
     points = [start, *bends, (end_x, layout.y[edge[1]])]
     path = f"M{start[0]:.1f},{start[1]:.1f}"
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         middle = (y0 + y1) / 2
         straight = abs(x0 - x1) < 0.5
         path += f"L{x1:.1f},{y1:.1f}" if straight else f"C{x0:.1f},{middle:.1f} {x1:.1f},{middle:.1f} {x1:.1f},{y1:.1f}"
