@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
 from geta_core.errors import GetaError
+from geta_core.graph.inline import inline_regions
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Capture:
     finally:
         for module, training in modes.items():
             module.training = training
+    inline_regions(program)
     program.graph_module.graph.eliminate_dead_code()
     return _named(model, program)
 

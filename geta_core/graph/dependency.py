@@ -8,16 +8,16 @@ float models have the same groups.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from geta_core.errors import UnsupportedOpError
-from geta_core.graph.capture import Capture, source_line, where
+from geta_core.graph.capture import Capture, where
 from geta_core.graph.labels import Layers, Operand, Space, from_letters, tidy, to_letters, varying
-from geta_core.graph.rules.base import Value, rule_for
+from geta_core.graph.rules.base import Value, is_factory, lookup, rule_for
 
 
 def hint(size: Any) -> int:
@@ -58,7 +58,8 @@ class Dependencies:
         """Ids of per-channel quantizer parameters: they are only cut."""
         self.inexact: list[Tensor] = []
         """Ids opted in although a normalization reduces over them."""
-        self._roots: dict[fx.Node, fx.Node] = {}
+        self.roots: dict[fx.Node, fx.Node] = {}
+        """The value that a view shows a part or another shape of."""
 
     def layers(self, value: Any) -> Layers:
         """Layers of an argument; () for numbers and untracked values."""
@@ -98,35 +99,70 @@ class Dependencies:
 
     def visit(self, node: fx.Node) -> None:
         """Apply the rule of one call; calls without any labelled input stay untracked."""
-        if not self.tracked(node):
+        if not self.tracked(node) or self._unruled(node):
             self.values[node] = ()
             return
-        self.values[node] = rule_for(node).labels(self, node)
+        value = rule_for(node).labels(self, node)
+        self.values[node] = list(map(self._settled, value)) if isinstance(value, list) else self._settled(value)
         schema = getattr(node.target, "_schema", None)
         if schema is not None:
             self._follow_aliases(node, schema)
+        elif node.target is operator.getitem:
+            self.roots[node] = self.roots.get(node.args[0], node.args[0])  # type: ignore[arg-type,index]
 
     def tracked(self, node: fx.Node) -> bool:
         """Whether a call makes a tensor of labelled inputs; sizes and everything without labels stay untracked."""
         value = node.meta.get("val")
         tensors = isinstance(value, (Tensor, list, tuple))
-        return tensors and any(self.values.get(source) for source in node.all_input_nodes)
+        return tensors and (is_factory(node.target) or any(self.values.get(source) for source in node.all_input_nodes))
+
+    def _unruled(self, node: fx.Node) -> bool:
+        """Whether a call without a rule reads only values that the code makes: they keep their sizes then."""
+        if lookup(node.target) is not None:
+            return False
+        found = [layer for source in node.all_input_nodes for layer in self._flat(source)]
+        if not all(map(self.space.is_made, found)):
+            return False
+        for layer in found:
+            self.pin(node, layer, "is a constant whose size must stay")
+        return True
+
+    def _flat(self, node: fx.Node) -> list[Tensor]:
+        value = self.values.get(node, ())
+        return [layer for part in value for layer in part] if isinstance(value, list) else list(value)
+
+    def _settled(self, layers: Layers) -> Layers:
+        """Where a value that the code makes and a tensor share a dimension, the tensor's label says what may go."""
+        made = [layer for layer in layers if self.space.is_made(layer)] if len(layers) > 1 else []
+        kept = []
+        for layer in layers:
+            others = [other for other in layers if other is not layer and varying(other) & varying(layer)]
+            if any(layer is m for m in made) and others:
+                self.space.pin(layer, "is a constant whose size must stay")
+            else:
+                kept.append(layer)
+        return tuple(kept)
 
     def _follow_aliases(self, node: fx.Node, schema: Any) -> None:
         first = node.args[0] if node.args else None
         if not isinstance(first, fx.Node):
             return
         alias = schema.arguments[0].alias_info if schema.arguments else None
-        if alias is not None and alias.is_write:
-            root = self._roots.get(first)
-            if root is not None and any(user > node for user in root.users):
-                raise UnsupportedOpError(
-                    f"in-place {node.target} through a view whose base is read again, in {where(node)}, "
-                    f"at {source_line(node)}; write it out of place"
-                )
-            self.values[first] = self.values[node]
-        elif alias is not None:
-            self._roots[node] = self._roots.get(first, first)
+        if alias is None:
+            return
+        root = self.roots.get(first)
+        if not alias.is_write:
+            self.roots[node] = first if root is None else root
+            return
+        self.values[first] = self.values[node]
+        if root is not None and self._read_again(node, first, root):
+            for layer in (*self._flat(root), *self._flat(node)):
+                self.pin(node, layer, "is written in place into a part of a value")
+
+    def _read_again(self, node: fx.Node, view: fx.Node, root: fx.Node) -> bool:
+        """Whether anything reads a value after one of its views was written, other than through that view."""
+        same = [other for other, base in self.roots.items() if base is root and other is not view]
+        return any(user > node for other in (root, *same) for user in other.users)
 
     def combine(self, node: fx.Node, operands: Sequence[Operand], out: Sequence[int]) -> Layers:
         """Labels of an einsum-like operation; ties what its shared and contracted letters tie.
@@ -144,7 +180,8 @@ class Dependencies:
         sizes = [[o.size(letter) for letter in range(count)] for o in operands]
         contracted = frozenset(range(count)) - frozenset(out)
         for i, layers in enumerate(spread):
-            spread[i] = [self._fitted(node, layer, i, spread, sizes, contracted) for layer in layers]
+            fitted = [self._fitted(node, layer, i, spread, sizes, contracted) for layer in layers]
+            spread[i] = [layer for layer in fitted if layer is not None]
         for i, left in enumerate(spread):
             self._tie_within(left)
             for right in spread[i + 1 :]:
@@ -165,8 +202,8 @@ class Dependencies:
         spread: list[list[Tensor]],
         sizes: list[list[int]],
         contracted: frozenset[int],
-    ) -> Tensor:
-        """Ties inside one layer that the shapes of the other operands ask for."""
+    ) -> Tensor | None:
+        """Ties inside one layer that the shapes of the other operands ask for; None for one that says nothing more."""
         uncovered = {
             letter
             for letter in varying(layer)
@@ -178,6 +215,8 @@ class Dependencies:
             layer = self.space.tie_across(layer, uncovered, message)
         elif uncovered:
             self.space.pin(layer, message)
+            if self.space.is_made(layer):
+                return None
         inner, outer = varying(layer) & contracted, varying(layer) - contracted
         if inner and outer:
             shared = {letter for letter in outer if sum(size[letter] > 1 for size in sizes) > 1}

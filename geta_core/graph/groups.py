@@ -233,6 +233,8 @@ def _produce(first: Dependencies) -> Tensor:
             flags[right[either]] = True
     for ids in first.quantizer_ids:
         flags[ids] = False
+    for start, end in first.space.made:
+        flags[start:end] = False
     for slot in first.space.slots.values():
         if slot.name not in first.capture.parameters:
             flags[slot.offset : slot.offset + slot.size] = False
@@ -255,26 +257,26 @@ def _tie_ragged(first: Dependencies, component: Tensor) -> bool:
     # Ties may already make the next value a block, so a component is tied at most once per round.
     touched = torch.zeros_like(pinned)
     for node, value in first.values.items():
-        for layers in value if isinstance(value, list) else [value]:
-            for layer in layers:
-                dims = varying(layer)
-                if len(dims) < 2:
-                    continue
-                parts = torch.where(layer >= 0, component[layer.clamp(min=0)], layer)
-                # What must stay is like what has no label.
-                parts = torch.where((parts >= 0) & pinned[parts.clamp(min=0)], torch.full_like(parts, -1), parts)
-                if any(bool((parts == parts.narrow(d, 0, 1)).all()) for d in dims if len(dims) == 2):
-                    continue
-                depends = [d for d in dims if not bool((parts == parts.narrow(d, 0, 1)).all())]
-                if len(depends) < 2:
-                    continue
-                changed = True
-                here = parts[parts >= 0]
-                if bool(touched[here].any()):
-                    continue
-                touched[here] = True
-                others = sorted(depends)[:-1]
-                first.space.tie_across(layer, others, f"must stay a block, at {where(node)}")
+        # Of several results, those that anything reads have nodes of their own.
+        for layer in () if isinstance(value, list) else value:
+            dims = varying(layer)
+            if len(dims) < 2:
+                continue
+            parts = torch.where(layer >= 0, component[layer.clamp(min=0)], layer)
+            # What must stay is like what has no label.
+            parts = torch.where((parts >= 0) & pinned[parts.clamp(min=0)], torch.full_like(parts, -1), parts)
+            if any(bool((parts == parts.narrow(d, 0, 1)).all()) for d in dims if len(dims) == 2):
+                continue
+            depends = [d for d in dims if not bool((parts == parts.narrow(d, 0, 1)).all())]
+            if len(depends) < 2:
+                continue
+            changed = True
+            here = parts[parts >= 0]
+            if bool(touched[here].any()):
+                continue
+            touched[here] = True
+            others = sorted(depends)[:-1]
+            first.space.tie_across(layer, others, f"must stay a block, at {where(node)}")
     return changed
 
 

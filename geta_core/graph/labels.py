@@ -36,6 +36,8 @@ class Space:
     """All ids, the ties between them, and the ids that must stay."""
 
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
+    made: list[tuple[int, int]] = field(default_factory=list)
+    """Id ranges [start, end) of dimensions that the code makes itself (``torch.zeros``): no tensor holds them."""
     size: int = 0
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     pins: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -58,6 +60,27 @@ class Space:
                 view[dim] = size
                 layers.append(torch.arange(slot.offset, slot.offset + size).view(view))
         return tuple(layers)
+
+    def made_layers(self, shape: Sequence[int], dims: Iterable[int]) -> Layers:
+        """One layer of new ids per dimension of ``dims`` with more than one index, for a value that no tensor holds."""
+        layers = []
+        for dim in dims:
+            if shape[dim] > 1:
+                view = [1] * len(shape)
+                view[dim] = shape[dim]
+                self.made.append((self.size, self.size + shape[dim]))
+                layers.append(torch.arange(self.size, self.size + shape[dim]).view(view))
+                self.size += shape[dim]
+        return tuple(layers)
+
+    def is_made(self, layer: Tensor) -> bool:
+        """Whether every label of a layer belongs to a value that the code makes."""
+        ids = layer[layer >= 0]
+        if not self.made or not ids.numel():
+            return False
+        bounds = torch.tensor(self.made)
+        place = torch.searchsorted(bounds[:, 0].contiguous(), ids, right=True) - 1
+        return bool(((place >= 0) & (ids < bounds[place.clamp(min=0), 1])).all())
 
     def tie(self, left: Tensor, right: Tensor, reason: str) -> None:
         """Elements that face each other are removed together; one that faces nothing removable must stay."""

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from geta_core.graph.capture import where
 from geta_core.graph.dependency import Dependencies, shape_of
 from geta_core.graph.labels import Layers, Operand, collapse, from_letters, tidy, to_letters, varying
-from geta_core.graph.rules.base import Value, rule_for
+from geta_core.graph.rules.base import Value, lookup, rule_for
 
 ALWAYS = -2
 """Stands for an element that is zero whatever is removed."""
@@ -61,12 +61,21 @@ class Zeros:
             if node.op == "placeholder":
                 self.values[node] = self._parameter(node)
             elif node.op == "call_function":
-                if self.first.tracked(node):
+                if self.first.tracked(node) and lookup(node.target) is not None:
                     self.values[node] = _ranked(node, rule_for(node).zeros(self, node))
                     if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
-                        self.values[node.args[0]] = self.values[node]
+                        self._written(node)
                 else:
                     self.values[node] = ()
+
+    def _written(self, node: fx.Node) -> None:
+        """In place: the first argument is the result now; nothing is known of what shares its memory."""
+        first, roots = node.args[0], self.first.roots
+        root = roots.get(first, first)  # type: ignore[arg-type]
+        for other in (root, *(view for view, base in roots.items() if base is root)):
+            if other in self.values:
+                self.values[other] = ()  # type: ignore[index]
+        self.values[first] = self.values[node]  # type: ignore[index]
 
     def _parameter(self, node: fx.Node) -> Layers:
         if self.capture.names.get(node) not in self.capture.parameters:

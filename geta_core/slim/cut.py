@@ -88,6 +88,16 @@ def _embedding(module: Any, old: tuple[int, ...]) -> None:
     module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
+def _recurrent(module: Any, old: tuple[int, ...]) -> None:
+    """Widths of an LSTM, GRU or plain recurrent layer, and its list of weights."""
+    hidden = module.weight_hh_l0.shape[1]
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.proj_size = hidden if module.proj_size else 0
+    gates = old[0] // module.hidden_size
+    module.hidden_size = module.weight_ih_l0.shape[0] // gates
+    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+
+
 _FOLLOWERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any, tuple[int, ...]], None]], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transposed),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
@@ -96,16 +106,17 @@ _FOLLOWERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any, tuple[int, .
     ((nn.GroupNorm,), _group_norm),
     ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
     ((nn.Embedding,), _embedding),
+    ((nn.RNNBase,), _recurrent),
 )
 
 
 def _follow(module: nn.Module, before: dict[str, tuple[int, ...]]) -> None:
     """Sizes that torch's own layers keep as attributes."""
-    if _sizes(module) == before or "weight" not in before:
+    if _sizes(module) == before:
         return
     for kinds, follow in _followers():
-        if isinstance(module, kinds):
-            follow(module, before["weight"])
+        if isinstance(module, kinds) and before:
+            follow(module, before.get("weight", next(iter(before.values()))))
             return
 
 

@@ -12,8 +12,10 @@ from torch import Tensor, fx, nn
 from geta_core.errors import GetaError, PruningError
 from geta_core.graph.capture import Capture, ExampleInputs, _named, first_line, where
 from geta_core.graph.dependency import Dependencies, hint, shape_of
+from geta_core.graph.inline import inline_regions
 from geta_core.graph.labels import varying
 from geta_core.graph.rules import install_all
+from geta_core.graph.rules.windows import argument_of_sizes
 from geta_core.slim.cut import Keep, cut_
 from geta_core.slim.modes import switch
 
@@ -35,6 +37,7 @@ def export_switchable(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.Graph
     finally:
         for owner, training in modes.items():
             owner.training = training
+    inline_regions(program)
     program.graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: _writes(node))
     module = program.module(check_guards=False)
     for path in program.graph_signature.lifted_tensor_constants:
@@ -141,7 +144,7 @@ def rewrite(module: fx.GraphModule, captured: Capture, keep: Keep) -> None:
             part = torch.ones(slot.size, dtype=torch.bool)
             part[index] = False
             flags[slot.offset : slot.offset + slot.size] = part
-    removal = Removal(first, flags)
+    removal = Removal(first, _followed(first, flags))
     twins = {node.name: node for node in module.graph.nodes}
     for node in captured.graph.nodes:
         rewriter = _REWRITERS.get(getattr(node.target, "overloadpacket", None)) if node.op == "call_function" else None
@@ -150,6 +153,17 @@ def rewrite(module: fx.GraphModule, captured: Capture, keep: Keep) -> None:
             rewriter(removal, node, twin)
     module.graph.lint()
     module.recompile()
+
+
+def _followed(first: Dependencies, flags: Tensor) -> Tensor:
+    """Also flag the indices of values that the code makes, where they are tied to indices that go."""
+    if first.space.made:
+        count, component = first.space.components()
+        gone = torch.zeros(count, dtype=torch.bool)
+        gone[component[flags]] = True
+        for start, end in first.space.made:
+            flags[start:end] = gone[component[start:end]]
+    return flags
 
 
 class Removal:
@@ -192,6 +206,14 @@ def _sizes(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
         for dim, (size, twin_size) in enumerate(zip(sizes, cast(list[Any], twin.args[1]), strict=True))
     ]
     twin.args = (twin.args[0], new, *twin.args[2:])
+
+
+def _made_sizes(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    """Sizes of a constant that the code makes."""
+    place = argument_of_sizes(node)
+    given, kept = cast(list[Any], node.args[place]), cast(list[Any], twin.args[place])
+    new = [removal.size(node, d) if isinstance(size, int) else kept[d] for d, size in enumerate(given)]
+    twin.args = (*twin.args[:place], new, *twin.args[place + 1 :])
 
 
 def _unflatten(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
@@ -329,6 +351,7 @@ def _attention(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
 
 _REWRITERS: dict[Any, Callable[[Removal, fx.Node, fx.Node], None]] = {
     **dict.fromkeys([aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.broadcast_to], _sizes),
+    **dict.fromkeys([aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full], _made_sizes),
     aten.unflatten: _unflatten,
     **dict.fromkeys([aten.layer_norm, aten.rms_norm], _normalized),
     aten.group_norm: _group_norm,

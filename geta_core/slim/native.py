@@ -36,7 +36,8 @@ class Change:
 def candidates(model: nn.Module, graph: GroupGraph, dead: torch.Tensor) -> list[Change]:
     """Attributes that hold the old size of a cut dimension, in modules whose forward shapes a tensor by it."""
     removal = Removal(graph.first, graph.dead_ids(dead))
-    shaping = (aten.view, aten.reshape, aten._unsafe_view, aten.unflatten, aten.split, aten.slice, aten.expand)
+    made = (aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full)
+    shaping = (*made, aten.view, aten.reshape, aten._unsafe_view, aten.unflatten, aten.split, aten.slice, aten.expand)
     found: dict[tuple[str, str], Change] = {}
     modules = dict(model.named_modules())
     for node in graph.capture.graph.nodes:

@@ -9,7 +9,7 @@ from functools import cache
 def install_all() -> None:
     """Enter every built-in rule once."""
     import geta_core.quantize.op  # noqa: F401  # defines the quantizer op that one rule names
-    from geta_core.graph.rules import contraction, norms, pointwise, reductions, views
+    from geta_core.graph.rules import along, contraction, norms, pointwise, recurrent, reductions, views, windows
 
-    for module in (pointwise, contraction, views, norms, reductions):
+    for module in (pointwise, contraction, views, norms, reductions, along, windows, recurrent):
         module.install()

@@ -32,12 +32,33 @@ class Rule:
 
 
 _RULES: dict[Any, Rule] = {}
+_FACTORIES: set[Any] = set()
+
+
+def add_factories(targets: Iterable[Any], rule: Rule) -> None:
+    """Enter the rule of operations that make a value from nothing but a size."""
+    targets = list(targets)
+    _FACTORIES.update(targets)
+    add(targets, rule)
+
+
+def is_factory(target: Any) -> bool:
+    """Whether an operation makes a value from nothing but a size."""
+    return getattr(target, "overloadpacket", None) in _FACTORIES
 
 
 def add(targets: Iterable[Any], rule: Rule) -> None:
-    """Enter one rule for several operations (overloads or overload packets)."""
+    """Enter one rule for several operations (overloads or overload packets) and for their in-place forms."""
     for target in targets:
         _RULES[target] = rule
+        in_place = getattr(torch.ops.aten, f"{target}_".removeprefix("aten."), None)
+        if in_place is not None:
+            _RULES[in_place] = rule
+
+
+def argument(node: fx.Node, position: int, keyword: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by keyword."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(keyword, default)
 
 
 def register_rule(op: Any, *, like: Any = None, labels: LabelRule | None = None, zeros: ZeroRule | None = None) -> None:

@@ -11,14 +11,10 @@ from geta_core.errors import UnsupportedOpError
 from geta_core.graph.capture import source_line, where
 from geta_core.graph.dependency import Dependencies, shape_of
 from geta_core.graph.labels import Layers, Operand, tidy, varying
-from geta_core.graph.rules.base import Rule, add
+from geta_core.graph.rules.base import Rule, add, argument
 from geta_core.graph.zeros import Zeros, meet
 
 aten = torch.ops.aten
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def _plus_labels(ctx: Dependencies, node: fx.Node, layers: Layers, bias: Any, dim: int) -> Layers:
@@ -51,13 +47,13 @@ def _linear_letters(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, int], tu
 def _linear_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     x, w, out = _linear_letters(node)
     layers = ctx.combine(node, [ctx.operand(node.args[0], x), ctx.operand(node.args[1], w)], out)
-    return _plus_labels(ctx, node, layers, _argument(node, 2, "bias"), -1)
+    return _plus_labels(ctx, node, layers, argument(node, 2, "bias"), -1)
 
 
 def _linear_zeros(ctx: Zeros, node: fx.Node) -> Layers:
     x, w, out = _linear_letters(node)
     pairs = [(node.args[0], ctx.first.operand(node.args[0], x)), (node.args[1], ctx.first.operand(node.args[1], w))]
-    return _plus_zeros(ctx, ctx.contract(node, pairs, out), _argument(node, 2, "bias"), 0)
+    return _plus_zeros(ctx, ctx.contract(node, pairs, out), argument(node, 2, "bias"), 0)
 
 
 def _matmul_letters(left: Any, right: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -103,10 +99,10 @@ def _conv_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, Any, int, bool]:
     packet = node.target.overloadpacket  # type: ignore[union-attr]
     transposed = packet in (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
     if packet is aten.convolution:
-        transposed, groups = bool(_argument(node, 6, "transposed", False)), _argument(node, 8, "groups", 1)
+        transposed, groups = bool(argument(node, 6, "transposed", False)), argument(node, 8, "groups", 1)
     else:
-        groups = _argument(node, 6, "groups", 1)
-    return x, w, _argument(node, 2, "bias"), int(groups), transposed  # type: ignore[return-value]
+        groups = argument(node, 6, "groups", 1)
+    return x, w, argument(node, 2, "bias"), int(groups), transposed  # type: ignore[return-value]
 
 
 def _per_channel(ctx: Dependencies, node: fx.Node, value: fx.Node, keep: tuple[int, ...]) -> list[Tensor]:
@@ -207,24 +203,36 @@ def _attention_letters(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...],
 def _attention_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     q, k, v = node.args[:3]
     lq, lk, lv, out, s = _attention_letters(node)
-    mask = _argument(node, 3, "attn_mask")
+    mask = argument(node, 3, "attn_mask")
     scored = (*lq[:-1], s)
-    scores = ctx.combine(node, [ctx.operand(q, lq), ctx.operand(k, lk)], scored)
-    shape = (*shape_of(q)[:-1], shape_of(k)[-2])
+    k, v = (_repeated(node, ctx.operand(value, names)) for value, names in ((k, lk), (v, lv)))
+    scores = ctx.combine(node, [ctx.operand(q, lq), k], scored)
+    shape = (*shape_of(q)[:-1], k.shape[-2])
     if isinstance(mask, fx.Node):
         names = scored[len(scored) - len(shape_of(mask)) :]
         scores = ctx.combine(node, [Operand(scores, scored, shape), ctx.operand(mask, names)], scored)
     for layer in scores:
         if layer.shape[-1] > 1:
             ctx.pin(node, layer, "enters a softmax")
-    return ctx.combine(node, [Operand(scores, scored, shape), ctx.operand(v, lv)], out)
+    return ctx.combine(node, [Operand(scores, scored, shape), v], out)
+
+
+def _repeated(node: fx.Node, operand: Operand) -> Operand:
+    """Keys or values whose heads are shared by several heads of queries, as if each were repeated."""
+    count, wanted = operand.shape[-3] if len(operand.shape) > 2 else 1, shape_of(node.args[0])
+    if len(wanted) < 3 or count == wanted[-3] or not argument(node, 7, "enable_gqa", False):
+        return operand
+    layers = tuple(a.repeat_interleave(wanted[-3] // count, -3) if a.shape[-3] > 1 else a for a in operand.layers)
+    return Operand(layers, operand.letters, (*operand.shape[:-3], wanted[-3], *operand.shape[-2:]), operand.data)
 
 
 def _attention_zeros(ctx: Zeros, node: fx.Node) -> Layers:
     q, k, v = node.args[:3]
     lq, lk, lv, out, s = _attention_letters(node)
     ctx.contract(node, [(q, ctx.first.operand(q, lq)), (k, ctx.first.operand(k, lk))], (*lq[:-1], s))
-    return ctx.contract(node, [(v, ctx.first.operand(v, lv))], out)
+    found = ctx.contract(node, [(v, ctx.first.operand(v, lv))], out)
+    repeats = shape_of(q)[-3] // shape_of(v)[-3] if len(shape_of(q)) > 2 else 1
+    return tuple(z.repeat_interleave(repeats, -3) if repeats > 1 and z.shape[-3] > 1 else z for z in found)
 
 
 # ---------------------------------------------------------------- einsum

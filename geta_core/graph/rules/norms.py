@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from geta_core.graph.capture import where
 from geta_core.graph.dependency import Dependencies, shape_of
 from geta_core.graph.labels import Layers, Operand, collapse, tidy, varying
-from geta_core.graph.rules.base import Rule, add
+from geta_core.graph.rules.base import Rule, add, argument
 from geta_core.graph.zeros import Zeros, meet
 
 aten = torch.ops.aten
@@ -31,14 +31,14 @@ def statistic(ctx: Dependencies, node: fx.Node, layers: Layers, dims: frozenset[
     return tuple(kept)
 
 
-def _argument(node: fx.Node, position: int, name: str) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
-
-
 def _channel_norm_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     """Batch and instance norm: statistics of each channel by itself; four vectors follow the channel."""
     rank = len(shape_of(node.args[0]))
-    operands = [ctx.operand(node.args[0], range(rank))]
+    # Over the whole batch where a batch norm has no running statistics, else over the places of one example.
+    whole = node.target.overloadpacket is aten.batch_norm and not isinstance(node.args[3], fx.Node)  # type: ignore[union-attr]
+    dims = frozenset(range(rank)) - {1} if whole else frozenset(range(2, rank))
+    x = statistic(ctx, node, ctx.layers(node.args[0]), dims, "the statistics of a channel")
+    operands = [Operand(x, tuple(range(rank)), shape_of(node.args[0]), node.args[0] in ctx.capture.data)]
     operands += [ctx.operand(v, (1,)) for v in node.args[1:5] if isinstance(v, fx.Node)]
     return ctx.combine(node, operands, range(rank))
 
@@ -77,7 +77,7 @@ def _trailing_labels(position: int) -> Any:
         rank, count = len(shape_of(node.args[0])), len(node.args[1])  # type: ignore[arg-type]
         dims = frozenset(range(rank - count, rank))
         x = statistic(ctx, node, ctx.layers(node.args[0]), dims, "a LayerNorm or RMSNorm reduction")
-        operands = [Operand(x, tuple(range(rank)), shape_of(node.args[0]))]
+        operands = [Operand(x, tuple(range(rank)), shape_of(node.args[0]), node.args[0] in ctx.capture.data)]
         for value in node.args[position : position + 2]:
             if isinstance(value, fx.Node):
                 operands.append(ctx.operand(value, sorted(dims)))
@@ -91,8 +91,8 @@ def _trailing_zeros(biased: bool) -> Any:
         rank, count = len(shape_of(node.args[0])), len(node.args[1])  # type: ignore[arg-type]
         dims = frozenset(range(rank - count, rank))
         x = tuple(layer for layer in ctx.zeros(node.args[0]) if not varying(layer) & dims)
-        bias = _argument(node, 3, "bias") if biased else None
-        return _affine_zeros(ctx, x, _argument(node, 2, "weight"), bias, 0)
+        bias = argument(node, 3, "bias") if biased else None
+        return _affine_zeros(ctx, x, argument(node, 2, "weight"), bias, 0)
 
     return zeros
 
@@ -113,9 +113,9 @@ def _group_norm_labels(ctx: Dependencies, node: fx.Node) -> Layers:
             first = ctx.space.tie_across(blocks, (1,), f"enters a GroupNorm reduction whole, at {where(node)}")
             layer = first.expand(groups, channels // groups).reshape(layer.shape)
         layers.append(layer)
-    operands = [Operand(tuple(layers), tuple(range(rank)), shape_of(x))]
+    operands = [Operand(tuple(layers), tuple(range(rank)), shape_of(x), x in ctx.capture.data)]
     operands += [
-        ctx.operand(v, (1,)) for v in (_argument(node, 2, "weight"), _argument(node, 3, "bias")) if v is not None
+        ctx.operand(v, (1,)) for v in (argument(node, 2, "weight"), argument(node, 3, "bias")) if v is not None
     ]
     return ctx.combine(node, operands, range(rank))
 
@@ -131,7 +131,7 @@ def _group_norm_zeros(ctx: Zeros, node: fx.Node) -> Layers:
             same = (blocks == blocks[:, :1]).all(1, keepdim=True)
             blocks = torch.where(same, blocks, torch.full_like(blocks, -1))
             whole.append(collapse(blocks.reshape([1, channels, *[1] * (rank - 2)])))
-    return _affine_zeros(ctx, tuple(whole), _argument(node, 2, "weight"), _argument(node, 3, "bias"), rank - 2)
+    return _affine_zeros(ctx, tuple(whole), argument(node, 2, "weight"), argument(node, 3, "bias"), rank - 2)
 
 
 def install() -> None:

@@ -127,6 +127,13 @@ def install() -> None:
     add([torch.Tag.pointwise], Rule(_labels, _zeros))
     add([aten.hardswish, aten.hardswish_, aten.relu6, aten.where], Rule(_labels, _zeros))
     add([aten.max.other, aten.min.other], Rule(_labels, _zeros))
+    # Second names of element-wise operations, which torch does not tag.
+    names = [aten.multiply, aten.divide, aten.true_divide, aten.subtract, aten.absolute, aten.negative, aten.clip]
+    logic = [aten.__and__, aten.__or__, aten.__xor__, aten.greater, aten.greater_equal, aten.less, aten.less_equal]
+    others = [aten.not_equal, aten.square, aten.fix, aten.float_power, aten.masked_fill, aten.log_sigmoid, aten.rsub]
+    more = [aten.selu, aten.celu, aten.polar, aten.complex, aten.isfinite, aten.isnan, aten.isinf]
+    add([*names, *logic, *others, *more, aten.rrelu, aten.threshold, aten.nan_to_num], Rule(_labels, _zeros))
+    add([aten.fake_quantize_per_tensor_affine], Rule(_labels, _zeros))
     keep = [
         aten.dropout,
         aten.dropout_,

@@ -8,9 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from geta_core.graph.capture import where
 from geta_core.graph.dependency import Dependencies, shape_of
 from geta_core.graph.labels import Layers, tidy, varying
-from geta_core.graph.rules.base import Rule, Value, add
+from geta_core.graph.rules.along import positions, results
+from geta_core.graph.rules.base import Rule, Value, add, argument
 from geta_core.graph.rules.norms import statistic
 from geta_core.graph.zeros import Zeros
 
@@ -20,9 +22,10 @@ aten = torch.ops.aten
 def _dims(node: fx.Node) -> frozenset[int]:
     """Dimensions that a reduction removes; all of them if none is named."""
     rank = len(shape_of(node.args[0]))
-    # A vector norm names its order before its dimensions.
-    position = 2 if node.target.overloadpacket is aten.linalg_vector_norm else 1  # type: ignore[union-attr]
-    value = node.args[position] if len(node.args) > position else node.kwargs.get("dim")
+    packet = node.target.overloadpacket  # type: ignore[union-attr]
+    # A vector norm names its order before its dimensions, the k-th value its k.
+    position = 2 if packet in (aten.linalg_vector_norm, aten.kthvalue) else 1
+    value = argument(node, position, "dim", -1 if packet is aten.kthvalue else None)
     if isinstance(value, int) and not isinstance(value, bool):
         return frozenset({value % rank})
     if isinstance(value, (list, tuple)) and value:
@@ -70,7 +73,10 @@ def _passing_zeros(ctx: Zeros, node: fx.Node) -> Value:
     dims = _dims(node)
     found = tidy(_reduced(layer, node, dims) for layer in ctx.zeros(node.args[0]) if not varying(layer) & dims)
     value = node.meta["val"]
-    return [found] * len(value) if isinstance(value, (list, tuple)) else found
+    if not isinstance(value, (list, tuple)):
+        return found
+    # Where an extreme value lies is not zero because the values are.
+    return [found if part.dtype == value[0].dtype else () for part in value]
 
 
 def _norm_labels(ctx: Dependencies, node: fx.Node) -> Value:
@@ -89,10 +95,15 @@ def _order(node: fx.Node) -> float:
 
 def _softmax_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     dims = _dims(node)
+    kept = []
     for layer in ctx.layers(node.args[0]):
-        if varying(layer) & dims:
+        inner = varying(layer) & dims
+        if inner and varying(layer) - inner:
+            layer = ctx.space.tie_across(layer, sorted(inner), f"enters a softmax whole, at {where(node)}")
+        elif inner:
             ctx.pin(node, layer, "enters a softmax")
-    return ctx.layers(node.args[0])
+        kept.append(layer)
+    return tuple(kept)
 
 
 def _no_zeros(ctx: Zeros, node: fx.Node) -> Value:
@@ -112,17 +123,8 @@ def _pool(rank: int) -> Rule:
     """Windows over the last ``rank`` dimensions; channels pass, positions must stay."""
 
     def labels(ctx: Dependencies, node: fx.Node) -> Value:
-        found = []
-        for layer in ctx.layers(node.args[0]):
-            inner = varying(layer) & _spatial(rank, node)
-            if inner and varying(layer) - inner:
-                layer = ctx.space.tie_across(layer, inner, "pooled whole")
-            elif inner:
-                ctx.pin(node, layer, "is a position in a pooling window")
-                continue
-            found.append(layer)
-        value = node.meta["val"]
-        return [tuple(found)] * len(value) if isinstance(value, (list, tuple)) else tuple(found)
+        layers = ctx.layers(node.args[0])
+        return results(node, positions(ctx, node, layers, _spatial(rank, node), "is a position in a pooling window"))
 
     def zeros(ctx: Zeros, node: fx.Node) -> Value:
         found = tuple(layer for layer in ctx.zeros(node.args[0]) if not varying(layer) & _spatial(rank, node))
@@ -189,6 +191,51 @@ def _index_zeros(ctx: Zeros, node: fx.Node) -> Layers:
     return tidy(_at_zero(node, layer) for layer in ctx.zeros(node.args[0]) if not varying(layer) & _indexed(node))
 
 
+_POOLS: dict[int, list[Any]] = {
+    1: [
+        aten.max_pool1d,
+        aten.max_pool1d_with_indices,
+        aten.avg_pool1d,
+        aten.adaptive_avg_pool1d,
+        aten.adaptive_max_pool1d,
+        aten.upsample_nearest1d,
+        aten._upsample_nearest_exact1d,
+        aten.upsample_linear1d,
+        aten.reflection_pad1d,
+        aten.replication_pad1d,
+    ],
+    2: [
+        aten.max_pool2d,
+        aten.max_pool2d_with_indices,
+        aten.avg_pool2d,
+        aten.adaptive_avg_pool2d,
+        aten.adaptive_max_pool2d,
+        aten.fractional_max_pool2d,
+        aten.upsample_nearest2d,
+        aten._upsample_nearest_exact2d,
+        aten.upsample_bilinear2d,
+        aten._upsample_bilinear2d_aa,
+        aten.upsample_bicubic2d,
+        aten._upsample_bicubic2d_aa,
+        aten.reflection_pad2d,
+        aten.replication_pad2d,
+    ],
+    3: [
+        aten.max_pool3d,
+        aten.max_pool3d_with_indices,
+        aten.avg_pool3d,
+        aten.adaptive_avg_pool3d,
+        aten.adaptive_max_pool3d,
+        aten.upsample_nearest3d,
+        aten._upsample_nearest_exact3d,
+        aten.upsample_trilinear3d,
+        aten.reflection_pad3d,
+        aten.replication_pad3d,
+    ],
+}
+"""Operations on windows of the last 1, 2 or 3 dimensions; windows of zeros give zero."""
+
+
 def install() -> None:
     """Enter the rules of this file."""
     add([aten.sum], Rule(_sum_labels, _sum_zeros))
@@ -200,31 +247,23 @@ def install() -> None:
         aten.min,
         aten.var,
         aten.std,
+        aten.var_mean,
+        aten.std_mean,
+        aten.prod,
+        aten.median,
+        aten.nanmean,
+        aten.any,
+        aten.all,
+        aten.argmax,
+        aten.argmin,
+        aten.kthvalue,
+        aten.aminmax,
     ]
     add(means, Rule(_statistic_labels, _passing_zeros))
+    add([aten.logsumexp], Rule(_statistic_labels, _no_zeros))
     add([aten.linalg_vector_norm], Rule(_norm_labels, _norm_zeros))
     add([aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax], Rule(_softmax_labels, _no_zeros))
-    for rank, ops in {
-        1: [
-            aten.max_pool1d,
-            aten.avg_pool1d,
-            aten.adaptive_avg_pool1d,
-            aten.upsample_nearest1d,
-            aten.upsample_linear1d,
-        ],
-        2: [aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d],
-        3: [
-            aten.max_pool3d,
-            aten.avg_pool3d,
-            aten.adaptive_avg_pool3d,
-            aten.upsample_nearest3d,
-            aten.upsample_trilinear3d,
-        ],
-    }.items():
+    for rank, ops in _POOLS.items():
         add(ops, _pool(rank))
-    add(
-        [aten.max_pool2d_with_indices, aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.upsample_bicubic2d],
-        _pool(2),
-    )
     add([aten.embedding], Rule(_embedding_labels, _embedding_zeros))
     add([aten.index], Rule(_index_labels, _index_zeros))

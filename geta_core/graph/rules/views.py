@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from geta_core.graph.capture import where
 from geta_core.graph.dependency import Dependencies, literal, shape_of
 from geta_core.graph.labels import Layers, Operand, collapse, tidy, varying
-from geta_core.graph.rules.base import Rule, Value, add
+from geta_core.graph.rules.base import Rule, Value, add, add_factories
 from geta_core.graph.zeros import ALWAYS, Zeros, meet
 
 aten = torch.ops.aten
@@ -38,10 +38,35 @@ def _view_zeros(ctx: Zeros, node: fx.Node) -> Value:
     return _move(node, ctx.zeros(node.args[0]))
 
 
+def _as_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    """The shape of another value: what it shows is its own."""
+    return _shaped(node, ctx.layers(node.args[0]))
+
+
+def _as_zeros(ctx: Zeros, node: fx.Node) -> Value:
+    return _shaped(node, ctx.zeros(node.args[0]))
+
+
+def _shaped(node: fx.Node, layers: Layers) -> Layers:
+    return tidy(layer.expand(shape_of(node.args[0])).reshape(shape_of(node)) for layer in layers)
+
+
 def _expand_labels(ctx: Dependencies, node: fx.Node) -> Value:
-    """Sizes that are broadcast carry no label; new leading dimensions appear on the left."""
+    """Sizes that are broadcast carry no label; new leading dimensions appear on the left.
+
+    A constant of the code repeats itself as often as what it meets needs; ``expand_as`` names what that is.
+    """
     rank, layers = len(shape_of(node)), ctx.entering(node, ctx.layers(node.args[0]))
-    return tuple(layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in layers)
+    found = tuple(layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in layers)
+    before = (1,) * (rank - len(shape_of(node.args[0]))) + shape_of(node.args[0])
+    repeated = frozenset(dim for dim in range(rank) if before[dim] == 1 and shape_of(node)[dim] > 1)
+    if node.target.overloadpacket is aten.expand_as:  # type: ignore[union-attr]
+        like = ctx.layers(node.args[1])
+        return tidy((*found, *(layer for layer in like if varying(layer) <= repeated)))
+    if not ctx.layers(node.args[0]):
+        sizes: Any = node.args[1]
+        return ctx.space.made_layers(shape_of(node), [d for d in sorted(repeated) if isinstance(sizes[d], int)])
+    return found
 
 
 def _expand_zeros(ctx: Zeros, node: fx.Node) -> Value:
@@ -227,11 +252,21 @@ def install() -> None:
         aten.swapdims,
         aten.mT,
     ]
+    moves += [aten.squeeze_copy, aten.numpy_T, aten.mH, aten.adjoint, aten.real, aten.imag, aten.conj, aten.rot90]
+    pieces += [
+        aten.unsafe_split,
+        aten.unsafe_split_with_sizes,
+        aten.unsafe_chunk,
+        aten.hsplit,
+        aten.vsplit,
+        aten.dsplit,
+    ]
     extra = [aten.pixel_unshuffle, aten.repeat, aten.tile, aten.repeat_interleave]
     add([aten.pixel_shuffle], Rule(_pixel_shuffle_labels, _view_zeros))
     add([aten.channel_shuffle], Rule(_channel_shuffle_labels, _view_zeros))
     add([*views, *pieces, *moves, *extra, aten.diagonal], Rule(_view_labels, _view_zeros))
-    add([aten.expand, aten.expand_as, aten.broadcast_to], Rule(_expand_labels, _expand_zeros))
+    add([aten.expand_as], Rule(_expand_labels, _expand_zeros))
+    add_factories([aten.expand, aten.broadcast_to], Rule(_expand_labels, _expand_zeros))
     add([aten.cat, aten.stack], Rule(_cat_labels, _cat_zeros))
-    pads = [aten.pad, aten.constant_pad_nd, aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad2d]
-    add(pads, Rule(_pad_labels, _pad_zeros))
+    add([aten.pad, aten.constant_pad_nd], Rule(_pad_labels, _pad_zeros))
+    add([aten.reshape_as, aten.view_as], Rule(_as_labels, _as_zeros))
