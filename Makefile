@@ -22,7 +22,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench ui build clean distclean
+.PHONY: help setup demo test zoo lint bench ui build clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ demo: $(RUN) ## compare dense, GETA, qat_only and prune_then_ptq on digits; prin
 test: $(DEV) ## the whole test suite, with the coverage of geta_core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --session-timeout=$(TEST_SECONDS) \
 	  --cov=geta_core --cov-report=term-missing:skip-covered $(ARGS)
+
+zoo: $(DEV) ## prune and prove every architecture at hand, one by one (about half an hour); writes docs/architectures.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --out docs/architectures.md $(ARGS)
 
 lint: $(DEV) ## ruff (rules and format) and mypy --strict
 	@status=0; \

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import parts
+from tests import parts, torchvision_operators
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +37,8 @@ if importlib.util.find_spec("hypothesis"):
     settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
     settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
     settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+torchvision_operators.install()
 
 _ABSENT = pytest.StashKey[str]()
 

@@ -41,15 +41,15 @@ def _compiler() -> str | None:
     return None if header.is_file() else f"torch.compile needs Python's headers, and {header} does not exist"
 
 
-def _transformers() -> str | None:
-    return None if importlib.util.find_spec("transformers") else "the package transformers is not installed"
+def _package(name: str) -> Callable[[], str | None]:
+    return lambda: None if importlib.util.find_spec(name) else f"the package {name} is not installed"
 
 
 PROBES: dict[str, Callable[[], str | None]] = {
     "cifar10": _cifar10,
     "compiler": _compiler,
     "gpu": _gpu,
-    "transformers": _transformers,
+    **{name: _package(name) for name in ("timm", "torchvision", "transformers")},
 }
 
 

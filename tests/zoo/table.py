@@ -1,0 +1,201 @@
+"""The table of the zoo: docs/architectures.md from the records of one run."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from typing import Any
+
+from orchestration.records import code_state
+
+Record = dict[str, Any]
+SECTIONS = {
+    "torchvision": "torchvision: every classification family, segmentation, detection up to the suppression of boxes",
+    "timm": "timm: one model per architecture module",
+    "transformers": "transformers: one model per model type",
+    "case": "Graph cases",
+    "net": "Diffusion, super-resolution, detection",
+}
+PACKAGES = ("torch", "torchvision", "timm", "transformers")
+TEXT = """# Architectures
+
+What geta does with {count} families of networks, each built small, with random weights, from its own package. The
+table is written by `make zoo` (`python -m tests.zoo --out docs/architectures.md`); nothing in it is typed by hand.
+
+{summary}
+
+## What was done to each family
+
+1. The model is built and prepared in float64, without quantizers and with quantizers on weights and layer inputs
+   (W+A).
+2. {share} % of its prunable groups, drawn at random (seed 0; each family of groups keeps one), are set to zero. The
+   outputs must change by more than {visible:g}.
+3. `finish` removes them, and proves for two batch sizes, in eval and in train mode, that the slimmed model computes
+   what the zeroed one computes: to {exact:g} in float64, relative to the largest output (at least 1).
+4. The test compares both once more for a batch of five, and for a second sequence length where the model has one
+   and its own class could be cut (a graph holds the length of the example).
+5. The slimmed W+A model is saved and loaded: every parameter bit for bit, the outputs of the module bit for bit,
+   those of the loaded graph to {exact:g}.
+6. A training step of the slimmed model, float and W+A: loss and gradients finite, parameters changed.
+
+`passed` means all of this. `refused` means that geta ended with a clear error, or that every group is pinned.
+`FAILED` is everything else: a traceback, a difference, no answer within {timeout} s of CPU time.
+
+## Columns
+
+- **ops**: different operations in the captured graph that depend on the input; **nodes**: calls in that graph.
+- **groups**: smallest structures that can be removed, without those that are pinned; **pinned**: those that are.
+- **prunable**: share of the elements of the parameters which the graph reads that belong to at least one group that
+  is not pinned.
+- **layers**: weights of two or more dimensions inside repeated blocks (a number in their name) of which at least
+  one dimension can be pruned, of all of them. For a transformer that is each projection of each attention and each
+  MLP: a head that cannot be removed would leave its projections out.
+- **capture**, **grouping**: seconds of CPU time for torch.export, and for labels, zeros and groups.
+- **cut**: `module` if the model's own class was cut, `graph` if the result is a graph module, for float / W+A.
+- **error**: largest difference found in float64.
+"""
+
+
+def document(records: Sequence[Record], *, exact: float, share: float, visible: float, timeout: int) -> str:
+    """The whole file."""
+    parts = [
+        TEXT.format(
+            count=len(records),
+            summary=_summary(records),
+            exact=exact,
+            share=round(100 * share),
+            visible=visible,
+            timeout=timeout,
+        ),
+        _environment(records),
+        _failures(records),
+        _unreached(records),
+        _reasons(records),
+    ]
+    for source, title in SECTIONS.items():
+        rows = [record for record in records if record["family"].partition("/")[0] == source]
+        if rows:
+            parts.append(f"## {title}\n\n{_table(rows)}")
+    return "\n".join(part.rstrip() + "\n" for part in parts if part)
+
+
+def _summary(records: Sequence[Record]) -> str:
+    counts = Counter(record["verdict"] for record in records)
+    passed = [record for record in records if record["verdict"] == "passed"]
+    lines = [
+        f"**{counts['passed']} of {len(records)} passed** ({counts['passed'] / len(records):.1%}), "
+        f"{counts['refused']} were refused with a clear error, {counts['FAILED']} failed; "
+        f"{sum(record['seconds'] for record in records):.0f} s of CPU time."
+    ]
+    if passed:
+        worst = max(record["error64"] for record in passed)
+        own = sum(all(record["native"].values()) for record in passed)
+        lines.append(
+            f"Largest difference between zeroed and slimmed model in float64: {worst:.2g}. "
+            f"In {own} of the families that passed, the model's own class was cut, float and quantized."
+        )
+    for kind, name in (("cnn", "convolutional families"), ("transformer", "families with attention")):
+        rows = [record for record in passed if record["kind"] == kind]
+        if rows:
+            shares = sorted(_share(record) for record in rows)
+            full = sum(record["layers"] == record["reached"] for record in rows)
+            lines.append(
+                f"Of {len(rows)} {name} that passed, {full} have every layer of their blocks prunable; "
+                f"median prunable share {shares[len(shares) // 2]:.0%}."
+            )
+    return "\n".join(lines)
+
+
+def _environment(records: Sequence[Record]) -> str:
+    state = code_state() or {"commit": "unknown", "modified": True}
+    packages = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    changed = " with changes that are not committed" if state["modified"] else ""
+    return (
+        f"## Environment\n\nCommit {state['commit']}{changed}; Python {platform.python_version()}, {packages}; "
+        f"{platform.machine()}, one thread per family."
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _failures(records: Iterable[Record]) -> str:
+    rows = [record for record in records if record["verdict"] != "passed"]
+    if not rows:
+        return ""
+    lines = ["## What does not pass", "", "| family | verdict | step | reason |", "|---|---|---|---|"]
+    for record in rows:
+        lines.append(f"| {record['family']} | {record['verdict']} | {record['stage']} | {_cell(record['reason'])} |")
+    return "\n".join(lines)
+
+
+def _unreached(records: Iterable[Record]) -> str:
+    rows = [record for record in records if record["verdict"] == "passed" and record["unreached"]]
+    if not rows:
+        return ""
+    lines = [
+        "## Layers that cannot be pruned",
+        "",
+        "Weights inside repeated blocks without any prunable dimension, in families that passed.",
+        "",
+        "| family | layers | which |",
+        "|---|---|---|",
+    ]
+    for record in rows:
+        names, count = record["unreached"], len(record["unreached"])
+        more = f" and {count - 4} more" if count > 4 else ""
+        lines.append(f"| {record['family']} | {count} of {record['layers']} | `{'`, `'.join(names[:4])}`{more} |")
+    return "\n".join(lines)
+
+
+def _reasons(records: Iterable[Record]) -> str:
+    groups: Counter[str] = Counter()
+    families: Counter[str] = Counter()
+    for record in records:
+        groups.update(record["pins"])
+        families.update(record["pins"].keys())
+    if not groups:
+        return ""
+    lines = ["## Why groups are pinned", "", "| reason | families | groups |", "|---|---:|---:|"]
+    for reason, count in families.most_common():
+        lines.append(f"| {_cell(reason)} | {count} | {groups[reason]} |")
+    return "\n".join(lines)
+
+
+def _table(rows: Iterable[Record]) -> str:
+    lines = [
+        "| family | ops | nodes | groups | pinned | prunable | layers | capture | grouping | cut | error | verdict |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---|",
+    ]
+    for record in rows:
+        cut = " / ".join("module" if native else "graph" for native in record["native"].values())
+        cells = [
+            record["family"].partition("/")[2],
+            len(record["ops"]),
+            record["nodes"],
+            record["groups"],
+            sum(record["pins"].values()),
+            f"{_share(record):.0%}",
+            f"{record['reached']}/{record['layers']}",
+            f"{record['capture_s']:.2f}",
+            f"{record['grouping_s']:.2f}",
+            cut or "-",
+            f"{record['error64']:.1g}",
+            record["verdict"],
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _share(record: Record) -> float:
+    return record["prunable"] / record["parameters"] if record["parameters"] else 0.0
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")[:400]
