@@ -13,12 +13,20 @@ from torch import Tensor, nn
 from geta_core.accounting import Layer, Measurement, measurement
 from geta_core.errors import PruningError, ScheduleError
 from geta_core.graph import ExampleInputs
+from geta_core.graph.capture import first_line
 from geta_core.prepared import Prepared
 from geta_core.quantize import QuantSite, bake_
 from geta_core.slim.flips import flipped_share
 from geta_core.slim.graph_module import slim_graph
 from geta_core.slim.native import Change, apply_, slim_native
-from geta_core.slim.verify import TOLERANCE_64, Difference, as_double, difference, without_input_quantizers
+from geta_core.slim.verify import (
+    TOLERANCE_64,
+    Difference,
+    as_double,
+    difference,
+    new_tensors,
+    without_input_quantizers,
+)
 
 TOLERANCE_32 = 1e-5
 """Largest difference in float32 without activation quantizers, relative to the largest output (at least 1)."""
@@ -210,21 +218,32 @@ def _slim(
     work64, sites64 = copy.deepcopy((work, sites))
     work64.double()
     baked, baked64 = _baked(work, sites), _baked(work64, sites64)
-    changes, refusal = slim_native(baked64, prepared.graph, dead, keep, inputs64, exact=exact)
-    if changes is not None:
-        model, model64 = apply_(baked, keep, changes), apply_(baked64, keep, changes)
-    else:
-        model, model64 = slim_graph(baked, inputs, keep), slim_graph(baked64, inputs64, keep)
-    error64 = difference(work64, model64, inputs64)
-    if any(site.kind == "input" for site in sites):
-        # Rounding hides small differences: they are looked for without it, too.
-        smooth = without_input_quantizers(work64), without_input_quantizers(model64)
-        error64 = error64.larger(difference(*smooth, inputs64))
+    with new_tensors(torch.float64):
+        _check_double(work64, inputs64)
+        changes, refusal = slim_native(baked64, prepared.graph, dead, keep, inputs64, exact=exact)
+        model64 = slim_graph(baked64, inputs64, keep) if changes is None else apply_(baked64, keep, changes)
+        error64 = difference(work64, model64, inputs64)
+        if any(site.kind == "input" for site in sites):
+            # Rounding hides small differences: they are looked for without it, too.
+            smooth = without_input_quantizers(work64), without_input_quantizers(model64)
+            error64 = error64.larger(difference(*smooth, inputs64))
+    model = slim_graph(baked, inputs, keep) if changes is None else apply_(baked, keep, changes)
     error32 = difference(work, model, inputs)
     flips = flipped_share(prepared, work, model, sites, dead)
     if exact:
         _demand(error64, error32, flips is None, refusal if changes is None else None)
     return _Made(model, changes or (), refusal if changes is None else None, error64, error32, flips, inexact)
+
+
+def _check_double(work64: nn.Module, inputs64: ExampleInputs) -> None:
+    try:
+        with torch.no_grad():
+            inputs64.run(work64.eval())
+    except Exception as error:
+        raise PruningError(
+            "that the slimmed model equals the zeroed one is proved in float64, but the model's forward fails there: "
+            f"{first_line(error)}; it must take any floating type (a kernel for fewer types can be replaced until then)"
+        ) from error
 
 
 def _demand(error64: Difference, error32: Difference, floats: bool, refusal: str | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,17 @@ def with_batch(inputs: ExampleInputs, count: int) -> ExampleInputs:
 def as_double(inputs: ExampleInputs) -> ExampleInputs:
     """Floating inputs in float64."""
     return inputs.map(lambda t: t.double() if t.is_floating_point() else t)
+
+
+@contextmanager
+def new_tensors(dtype: torch.dtype) -> Iterator[None]:
+    """Give floating tensors that a forward makes without naming a type this one, which the model computes in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
