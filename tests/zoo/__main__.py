@@ -20,6 +20,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from orchestration.records import code_state
 from tests import torchvision_operators
 from tests.zoo.families import every
 from tests.zoo.family import Family
@@ -96,10 +97,13 @@ def known(path: Path) -> dict[str, dict[str, Any]]:
 
 def check_all(chosen: Sequence[Family], path: Path, timeout: int) -> None:
     """Check families one by one, and append a record each."""
-    if chosen:
-        warm_up(chosen)
+    if not chosen:
+        return
+    warm_up(chosen)
+    state = code_state() or {"commit": "unknown", "modified": True}
     for family in chosen:
         record = run_one(family, timeout)
+        record["commit"] = state["commit"][:12] + ("+" if state["modified"] else "")
         if trace := record.pop("trace"):
             print(trace, file=sys.stderr)
         with path.open("a", encoding="utf-8") as file:
@@ -119,7 +123,7 @@ def write_table(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
-    parser.add_argument("--only", default="", help="comma-separated names, or beginnings of names")
+    parser.add_argument("--only", default="", help="names, or beginnings of names, in the order to check them, comma-separated")
     parser.add_argument("--list", action="store_true", help="print the families and end")
     parser.add_argument("--json", type=Path, default=RECORDS, help="one line per family, written as it goes")
     parser.add_argument("--resume", action="store_true", help="keep that file, and skip the families that passed in it")
@@ -132,8 +136,9 @@ def main() -> int:
     """Run; the exit code is 1 if a family gave a wrong answer or none."""
     arguments = _arguments()
     families = every()
-    beginnings = tuple(name for name in arguments.only.split(",") if name)
-    chosen = [family for family in families.values() if not beginnings or family.name.startswith(beginnings)]
+    beginnings = arguments.only.split(",")
+    named = [family for start in beginnings for family in families.values() if family.name.startswith(start)]
+    chosen = list(dict.fromkeys(named))
     if arguments.list:
         print(*(family.name for family in chosen), sep="\n")
         return 0

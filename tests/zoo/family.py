@@ -14,7 +14,7 @@ VOCABULARY = 50
 """Token ids that the inputs use; every language model of the zoo has at least as many embeddings."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """One architecture.
 

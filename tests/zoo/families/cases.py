@@ -246,9 +246,9 @@ def in_place() -> nn.Module:
     """Activations and additions in place."""
 
     def body(net: Any, x: Tensor) -> Tensor:
-        y = F.relu_(net.one(x))
+        y = net.one(x)
         y += net.two(x)
-        return y.mul_(2.0).clamp_(min=-1.0)
+        return F.relu_(y.mul_(2.0))
 
     return image_net(body, out=8, one=conv(6, 8), two=conv(6, 8, 1))
 
