@@ -275,9 +275,21 @@ def _tie_ragged(first: Dependencies, component: Tensor) -> bool:
             if bool(touched[here].any()):
                 continue
             touched[here] = True
-            others = sorted(depends)[:-1]
+            kept = _kept_dim(parts, sorted(depends))
+            others = [dim for dim in depends if dim != kept]
             first.space.tie_across(layer, others, f"must stay a block, at {where(node)}")
     return changed
+
+
+def _kept_dim(parts: Tensor, dims: Sequence[int]) -> int:
+    """The dimension that a block keeps its indices of: the last along which no component reaches over several."""
+    for dim in reversed(dims):
+        rows = parts.movedim(dim, 0).flatten(1)
+        places = torch.arange(len(rows)).unsqueeze(1).expand_as(rows)
+        pairs = torch.stack([rows[rows >= 0], places[rows >= 0]])
+        if torch.unique(pairs, dim=1).shape[1] == len(torch.unique(pairs[0])):
+            return dim
+    return dims[-1]
 
 
 def _pin_chosen(first: Dependencies, config: CompressionConfig, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,7 +16,8 @@ from geta_core.graph.dependency import Dependencies, hint, shape_of
 from geta_core.graph.inline import inline_regions
 from geta_core.graph.labels import varying
 from geta_core.graph.rules import install_all
-from geta_core.graph.rules.windows import argument_of_sizes
+from geta_core.graph.rules.reductions import chosen_row
+from geta_core.graph.rules.windows import COUNTED, argument_of_sizes
 from geta_core.slim.cut import Keep, cut_
 from geta_core.slim.modes import switch
 
@@ -200,20 +202,54 @@ def _shape(node: fx.Node, output: int | None) -> tuple[int, ...]:
 
 
 def _sizes(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
-    sizes = list(cast(list[Any], node.args[1]))
-    new = [
-        removal.size(node, dim) if isinstance(size, int) and size != -1 else twin_size
-        for dim, (size, twin_size) in enumerate(zip(sizes, cast(list[Any], twin.args[1]), strict=True))
-    ]
-    twin.args = (twin.args[0], new, *twin.args[2:])
+    twin.args = (twin.args[0], _new_sizes(removal, node, twin, 1), *twin.args[2:])
 
 
 def _made_sizes(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
     """Sizes of a constant that the code makes."""
     place = argument_of_sizes(node)
-    given, kept = cast(list[Any], node.args[place]), cast(list[Any], twin.args[place])
-    new = [removal.size(node, d) if isinstance(size, int) else kept[d] for d, size in enumerate(given)]
+    new = _new_sizes(removal, node, twin, place)
     twin.args = (*twin.args[:place], new, *twin.args[place + 1 :])
+
+
+def _new_sizes(removal: Removal, node: fx.Node, twin: fx.Node, place: int) -> list[Any]:
+    """The sizes in an argument, without what is gone; -1 and those that do not change stay as they are."""
+    sizes, old = list(cast(list[Any], twin.args[place])), shape_of(node)
+    for dim, size in enumerate(sizes):
+        kept = removal.size(node, dim)
+        if kept == old[dim] or size == -1:
+            continue
+        # A size computed from the batch, such as batch * heads, keeps the same share of itself.
+        sizes[dim] = kept if isinstance(size, int) else _share(twin, size, kept, old[dim])
+    return sizes
+
+
+def _share(twin: fx.Node, size: fx.Node, kept: int, total: int) -> fx.Node:
+    with twin.graph.inserting_before(twin):
+        product = twin.graph.call_function(operator.mul, (size, kept))
+        return twin.graph.call_function(operator.floordiv, (product, total))
+
+
+def _counted(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    """A row of numbers that the code makes: those of removed indices are left out."""
+    gone = removal.gone(node, 0)
+    if not bool(gone.any()):
+        return
+    with twin.graph.inserting_after(twin):
+        chosen = twin.graph.call_function(aten.index_select.default, (twin, 0))
+    chosen.meta = dict(twin.meta)
+    twin.replace_all_uses_with(chosen, delete_user_cb=lambda user: user is not chosen)
+    chosen.args = (twin, 0, _held_index(chosen, torch.nonzero(~gone).flatten()))
+
+
+def _held_index(node: fx.Node, index: Tensor) -> fx.Node:
+    """A buffer of positions, read before ``node``."""
+    module = cast(fx.GraphModule, node.graph.owning_module)
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    path = f"_positions_{node.name}"
+    module.register_buffer(path, index.to(device), persistent=False)
+    with node.graph.inserting_before(node):
+        return node.graph.get_attr(path)
 
 
 def _unflatten(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
@@ -322,13 +358,8 @@ def _unbind(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
 
 def _pick(twin: fx.Node, dim: int, positions: Tensor, gone: Tensor) -> None:
     """Turn a node into a choice of positions along one dimension, of those that stay."""
-    module = cast(fx.GraphModule, twin.graph.owning_module)
     alive = (~gone).long().cumsum(0) - 1
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    path = f"_positions_{twin.name}"
-    module.register_buffer(path, alive[positions[~gone[positions]]].to(device), persistent=False)
-    with twin.graph.inserting_before(twin):
-        index = twin.graph.get_attr(path)
+    index = _held_index(twin, alive[positions[~gone[positions]]])
     twin.target, twin.args, twin.kwargs = aten.index_select.default, (twin.args[0], dim, index), {}
 
 
@@ -343,6 +374,17 @@ def _select(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
         twin.args = (twin.args[0], dim, int((~gone[:index]).sum()))
 
 
+def _index(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    """A choice by a constant index: the positions are counted anew."""
+    chosen = chosen_row(removal.first.capture, node)
+    if chosen is None:
+        return
+    dim, positions = chosen
+    gone = removal.gone(cast(fx.Node, node.args[0]), dim)
+    if bool(gone.any()):
+        _pick(twin, dim, positions, gone)
+
+
 def _attention(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
     """The scale stays that of the original width of a head."""
     if node.kwargs.get("scale") is None and (len(node.args) < 7 or node.args[6] is None):
@@ -352,6 +394,8 @@ def _attention(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
 _REWRITERS: dict[Any, Callable[[Removal, fx.Node, fx.Node], None]] = {
     **dict.fromkeys([aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.broadcast_to], _sizes),
     **dict.fromkeys([aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full], _made_sizes),
+    **dict.fromkeys(COUNTED, _counted),
+    aten.index: _index,
     aten.unflatten: _unflatten,
     **dict.fromkeys([aten.layer_norm, aten.rms_norm], _normalized),
     aten.group_norm: _group_norm,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from geta_core.graph.capture import where
+from geta_core.graph.capture import Capture, where
 from geta_core.graph.dependency import Dependencies, shape_of
 from geta_core.graph.labels import Layers, tidy, varying
 from geta_core.graph.rules.along import positions, results
@@ -174,7 +174,33 @@ def _indexed(node: fx.Node) -> frozenset[int]:
     return frozenset(dim for dim, index in enumerate(_index_positions(node)) if index is not None)
 
 
+def chosen_row(capture: Capture, node: fx.Node) -> tuple[int, Tensor] | None:
+    """Dimension and positions of an indexing by one constant row of positions; None for any other."""
+    indices = [(dim, index) for dim, index in enumerate(_index_positions(node)) if index is not None]
+    if len(indices) != 1:
+        return None
+    dim, index = indices[0]
+    while index.op == "call_function" and index.target in _COPIES:
+        index = index.args[0]
+    name = capture.names.get(index)
+    if name is None or name in capture.parameters:
+        return None
+    value = capture.tensors[name]
+    if value.dim() != 1 or value.dtype not in (torch.int64, torch.int32):
+        return None
+    size = shape_of(node.args[0])[dim]
+    return dim, value.cpu().long() % size
+
+
+_COPIES = (aten.lift_fresh_copy.default, aten.detach.default, aten.detach_.default, aten.alias.default)
+
+
 def _index_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+    chosen = chosen_row(ctx.capture, node)
+    if chosen is not None:
+        dim, row = chosen
+        layers = ctx.entering(node, ctx.layers(node.args[0]))
+        return tidy(layer.index_select(dim, row) if dim in varying(layer) else layer for layer in layers)
     found = []
     for layer in ctx.entering(node, ctx.layers(node.args[0])):
         if varying(layer) & _indexed(node):
@@ -188,6 +214,10 @@ def _index_labels(ctx: Dependencies, node: fx.Node) -> Layers:
 
 
 def _index_zeros(ctx: Zeros, node: fx.Node) -> Layers:
+    chosen = chosen_row(ctx.capture, node)
+    if chosen is not None:
+        dim, row = chosen
+        return tidy(z.index_select(dim, row) if dim in varying(z) else z for z in ctx.zeros(node.args[0]))
     return tidy(_at_zero(node, layer) for layer in ctx.zeros(node.args[0]) if not varying(layer) & _indexed(node))
 
 

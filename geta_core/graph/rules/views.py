@@ -113,18 +113,20 @@ def _parts(node: fx.Node) -> tuple[list[fx.Node], int, bool]:
     return parts, dim % len(shape_of(node)), stacked
 
 
-def _joined(parts: Sequence[Layers], shapes: Sequence[Sequence[int]], dim: int, missing: int) -> Layers:
-    """Concatenate the layers that vary along ``dim``, ``missing`` where a part has none."""
-    depth = max((sum(dim in varying(layer) for layer in layers) for layers in parts), default=0)
-    found = []
-    for level in range(depth):
-        pieces = []
-        for layers, shape in zip(parts, shapes, strict=True):
-            cut = [layer for layer in layers if dim in varying(layer)]
-            piece = cut[level] if level < len(cut) else torch.full([1] * len(shape), missing)
-            pieces.append(piece.expand(list(shape)))
-        found.append(collapse(torch.cat(pieces, dim)))
-    return tidy(found)
+def _joined(parts: Sequence[Layers], shapes: Sequence[Sequence[int]], dim: int) -> Layers:
+    """Concatenate layers that vary along the same other dimensions, -1 where a part has none."""
+    levels: list[list[Tensor]] = []
+    for rest in dict.fromkeys(varying(layer) - {dim} for layers in parts for layer in layers):
+        alike = [[layer for layer in layers if varying(layer) - {dim} == rest] for layers in parts]
+        for level in range(max(map(len, alike))):
+            missing = torch.full([1] * len(shapes[0]), -1)
+            levels.append([found[level] if level < len(found) else missing for found in alike])
+    joined = []
+    for pieces in levels:
+        others = [max(piece.shape[i] for piece in pieces) for i in range(len(shapes[0]))]
+        full = [[s if i == dim else others[i] for i, s in enumerate(shape)] for shape in shapes]
+        joined.append(torch.cat([piece.expand(size) for piece, size in zip(pieces, full, strict=True)], dim))
+    return tidy(joined)
 
 
 def _cat_labels(ctx: Dependencies, node: fx.Node) -> Layers:
@@ -132,30 +134,38 @@ def _cat_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     grow: Callable[[Tensor], Tensor] = (lambda layer: layer.unsqueeze(dim)) if stacked else (lambda layer: layer)
     layers = [tuple(map(grow, ctx.layers(part))) for part in parts]
     shapes = [(*s[:dim], 1, *s[dim:]) if stacked else s for s in map(shape_of, parts)]
+    # Dimensions that vary together with the joined one anywhere are joined; the others are tied across the parts.
+    mixed = {varying(layer) - {dim} for found in layers for layer in found if dim in varying(layer)}
+    joined = [
+        # A part of one index has nothing to lose but itself: it stays.
+        tuple(a for a in found if varying(a) - {dim} in mixed and (varying(a) or shape[dim] > 1))
+        for found, shape in zip(layers, shapes, strict=True)
+    ]
+    rest = [
+        tuple(a for a in found if not any(a is b for b in chosen)) for found, chosen in zip(layers, joined, strict=True)
+    ]
+    whole = _across(ctx, node, [p in ctx.capture.data for p in parts], rest, shapes, dim)
+    if node in ctx.capture.data:
+        for part, found in zip(parts, joined, strict=True):
+            ctx.passed += [] if part in ctx.capture.data else [layer[layer >= 0] for layer in found]
+    return tidy((*_joined(joined, shapes, dim), *whole))
+
+
+def _across(
+    ctx: Dependencies,
+    node: fx.Node,
+    data: Sequence[bool],
+    layers: Sequence[Layers],
+    shapes: Sequence[Sequence[int]],
+    dim: int,
+) -> Layers:
+    """Tie the dimensions that are not concatenated."""
     rank = len(shape_of(node))
-    cut = _joined(layers, shapes, dim, -1)
     operands = []
-    for index, (part, found, shape) in enumerate(zip(parts, layers, shapes, strict=True)):
-        rest = tuple(layer for layer in found if dim not in varying(layer))
-        covered = [layer for layer in found if dim in varying(layer)]
-        letters = tuple(rank + index if i == dim else i for i in range(rank))
-        operands.append(Operand((*rest, *covered), letters, shape, part in ctx.capture.data))
-    across = _across(ctx, node, operands, dim)
-    return tidy((*cut, *across))
-
-
-def _across(ctx: Dependencies, node: fx.Node, operands: list[Operand], dim: int) -> Layers:
-    """Tie the dimensions that are not concatenated; every part has its own letter for the one that is."""
-    rank = len(shape_of(node))
-    plain = []
-    for operand in operands:
-        layers = tuple(layer for layer in operand.layers if dim not in varying(layer))
-        shape = tuple(1 if i == dim else size for i, size in enumerate(operand.shape))
-        plain.append(Operand(layers, tuple(range(rank)), shape, operand.data))
-        if operand.data is False:
-            cut = [layer[layer >= 0] for layer in operand.layers if dim in varying(layer)]
-            ctx.passed += cut if node in ctx.capture.data else []
-    return ctx.combine(node, plain, range(rank))
+    for found, shape, flag in zip(layers, shapes, data, strict=True):
+        plain = tuple(1 if i == dim else size for i, size in enumerate(shape))
+        operands.append(Operand(found, tuple(range(rank)), plain, flag))
+    return ctx.combine(node, operands, range(rank))
 
 
 def _cat_zeros(ctx: Zeros, node: fx.Node) -> Layers:

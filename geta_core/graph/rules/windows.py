@@ -150,6 +150,11 @@ def _made_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     return ctx.space.made_layers(shape_of(node), literal_dims)
 
 
+def _counted_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+    """A range of numbers: each may go with what it meets, which is then a choice of the numbers."""
+    return ctx.space.made_layers(shape_of(node), range(len(shape_of(node))))
+
+
 def argument_of_sizes(node: fx.Node) -> int:
     """Position of the sizes among the arguments of a call that makes a value."""
     return 0 if node.target.overloadpacket in (aten.zeros, aten.ones, aten.full) else 1  # type: ignore[union-attr]
@@ -173,6 +178,10 @@ def _like_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     return ctx.layers(node.args[0])
 
 
+COUNTED = (aten.arange, aten.linspace, aten.logspace)
+"""Operations that make a row of different numbers."""
+
+
 def install() -> None:
     """Enter the rules of this file."""
     add([aten.im2col], Rule(_im2col_labels, _im2col_zeros))
@@ -184,5 +193,6 @@ def install() -> None:
     add([aten.view_as_real], Rule(_as_real_labels, _as_real_zeros))
     makers = [aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full]
     add_factories(makers, Rule(_made_labels, _made_zeros))
+    add_factories(COUNTED, Rule(_counted_labels, _nothing))
     like = [aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like]
     add([*like, aten.bernoulli], Rule(_like_labels, _made_zeros))

@@ -233,10 +233,26 @@ def test_a_block_with_gaps_is_found_in_the_end() -> None:
     """Channels that share a block with constants: those that face a constant stay, the others go in pairs."""
 
     def body(net: Any, y: Tensor) -> Tensor:
-        gap = torch.zeros(y.shape[0], 7, 2, dtype=y.dtype)
+        gap = torch.eye(2, dtype=y.dtype)[0].expand(y.shape[0], 7, 2)
         return torch.cat([y[..., :2], gap, y[..., 2:]], -1).unflatten(-1, (2, 4)).relu().flatten(2)
 
     prepared = prepared64(token_net(body, out=8), tokens())
     rows = [m.indices for g in prunable(prepared, "stem.weight") for m in g.members if m.name == "stem.weight"]
     assert sorted(rows) == [(0, 2), (1, 3)]
     assert_sound(prepared, tokens())
+
+
+def test_a_constant_that_the_code_makes_follows() -> None:
+    """Zeros, ones and ranges have no index of their own to keep: what they meet says which go."""
+
+    def body(net: Any, y: Tensor) -> Tensor:
+        gap = torch.zeros(y.shape[0], 7, 2, dtype=y.dtype)
+        z = torch.cat([y[..., :2], gap, y[..., 2:]], -1).unflatten(-1, (2, 4)).relu().flatten(2)
+        ranged = torch.arange(1, 9, dtype=y.dtype)
+        return z * ranged + z.new_zeros(8) + z * torch.full((1, 8), 3.0, dtype=y.dtype)
+
+    prepared = prepared64(token_net(body, out=8), tokens())
+    rows = [m.indices for g in prunable(prepared, "stem.weight") for m in g.members if m.name == "stem.weight"]
+    assert sorted(rows) == [(0, 2), (1, 3), (4,), (5,)]
+    compressed = assert_sound(prepared, tokens())
+    assert compressed is not None and not compressed.report.native
