@@ -88,8 +88,10 @@ class Dependencies:
         """Visit every node in order."""
         for node in self.capture.graph.nodes:
             if node.op == "placeholder":
-                name = self.capture.names.get(node)
+                name, start = self.capture.names.get(node), self.space.size
                 self.values[node] = self.space.layers_of(name, shape_of(node)) if name is not None else ()
+                if name not in self.capture.parameters and self.space.size > start:
+                    self.space.held.append((start, self.space.size))
             elif node.op == "output":
                 for leaf in node.all_input_nodes:
                     for layer in self.layers(leaf):
@@ -182,6 +184,8 @@ class Dependencies:
         for i, layers in enumerate(spread):
             fitted = [self._fitted(node, layer, i, spread, sizes, contracted) for layer in layers]
             spread[i] = [layer for layer in fitted if layer is not None]
+        if self.heads == "head":
+            self._keep_heads(node, spread)
         for i, left in enumerate(spread):
             self._tie_within(left)
             for right in spread[i + 1 :]:
@@ -223,6 +227,22 @@ class Dependencies:
             whole = self.heads == "head" and shared == outer
             layer = self.space.tie_across(layer, inner if whole else outer, message)
         return layer
+
+    def _keep_heads(self, node: fx.Node, spread: list[list[Tensor]]) -> None:
+        """Constants that all heads share, such as the angles of a rotary embedding, make a head a whole."""
+        constants = [layer for layers in spread for layer in layers if varying(layer) and self.space.is_constant(layer)]
+        dropped: list[Tensor] = []
+        for layers in spread:
+            for position, layer in enumerate(layers):
+                for shared in constants:
+                    if varying(shared) < varying(layer):
+                        self.pin(node, shared, "is a constant that several heads share")
+                        dims = sorted(varying(shared))
+                        layer = self.space.tie_across(layer, dims, f"shares a constant with its head, at {where(node)}")
+                        dropped.append(shared)
+                layers[position] = layer
+        for layers in spread:
+            layers[:] = [layer for layer in layers if not any(layer is other for other in dropped)]
 
     def _tie_within(self, layers: Sequence[Tensor]) -> None:
         """An index with two labels (two dimensions flattened into one) goes with either: both are one group."""

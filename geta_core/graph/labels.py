@@ -38,6 +38,8 @@ class Space:
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     made: list[tuple[int, int]] = field(default_factory=list)
     """Id ranges [start, end) of dimensions that the code makes itself (``torch.zeros``): no tensor holds them."""
+    held: list[tuple[int, int]] = field(default_factory=list)
+    """Id ranges of buffers and constants: they follow, but decide nothing."""
     size: int = 0
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     pins: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -75,12 +77,11 @@ class Space:
 
     def is_made(self, layer: Tensor) -> bool:
         """Whether every label of a layer belongs to a value that the code makes."""
-        ids = layer[layer >= 0]
-        if not self.made or not ids.numel():
-            return False
-        bounds = torch.tensor(self.made)
-        place = torch.searchsorted(bounds[:, 0].contiguous(), ids, right=True) - 1
-        return bool(((place >= 0) & (ids < bounds[place.clamp(min=0), 1])).all())
+        return _inside(layer, self.made)
+
+    def is_constant(self, layer: Tensor) -> bool:
+        """Whether no label of a layer belongs to a parameter."""
+        return _inside(layer, sorted((*self.made, *self.held)))
 
     def tie(self, left: Tensor, right: Tensor, reason: str) -> None:
         """Elements that face each other are removed together; one that faces nothing removable must stay."""
@@ -119,6 +120,16 @@ class Space:
         graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(self.size, self.size))
         count, component = connected_components(graph, directed=False)
         return int(count), torch.from_numpy(component.astype(np.int64))
+
+
+def _inside(layer: Tensor, ranges: Sequence[tuple[int, int]]) -> bool:
+    """Whether a layer has labels, and all of them lie in sorted ranges [start, end)."""
+    ids = layer[layer >= 0]
+    if not ranges or not ids.numel():
+        return False
+    bounds = torch.tensor(ranges)
+    place = torch.searchsorted(bounds[:, 0].contiguous(), ids, right=True) - 1
+    return bool(((place >= 0) & (ids < bounds[place.clamp(min=0), 1])).all())
 
 
 def collapse(layer: Tensor) -> Tensor:

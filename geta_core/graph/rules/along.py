@@ -106,8 +106,9 @@ def one(position: int, default: int | None = None) -> Mixed:
 
 def looked_up(node: fx.Node, value: fx.Node) -> frozenset[int]:
     """The dimension that an index replaces, and those where the arguments have different sizes."""
-    dim = int(cast(int, argument(node, 1, "dim"))) % len(shape_of(value))
-    sizes = [shape_of(v) for v in _tensors(node)]
+    place = 2 if node.target.overloadpacket is aten.take_along_dim else 1  # type: ignore[union-attr]
+    dim = int(cast(int, argument(node, place, "dim"))) % len(shape_of(value))
+    sizes = [shape_of(v) for v in _tensors(node) if len(shape_of(v)) == len(shape_of(value))]
     different = {i for i in range(len(shape_of(value))) if len({s[i] for s in sizes}) > 1}
     return frozenset(different | {dim})
 

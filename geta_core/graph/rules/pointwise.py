@@ -62,8 +62,6 @@ def zeroing_subsets(node: fx.Node) -> list[tuple[int, ...]]:
         for subset in itertools.combinations(range(len(arguments)), count):
             if any(set(smaller) <= set(subset) for smaller in found):
                 continue
-            if any(arguments[i].meta["val"].dtype == torch.bool for i in subset):
-                continue
             values = [torch.zeros_like(p) if i in subset else p for i, p in enumerate(probes)]
             if bool((_evaluate(node, arguments, values) == 0).all()):
                 found.append(subset)
