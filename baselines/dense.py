@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 import geta_core as geta
+from baselines.search import Space
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
     """No compression."""
+
+    PAPER: ClassVar[str] = "no paper: the yardstick"
+    CONTROLS: ClassVar[str] = "nothing: the float model, trained as it is"
+    SEARCH: ClassVar[Space] = {}
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Capture the model; it stays as it is."""

@@ -12,19 +12,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 import geta_core as geta
 from baselines.schema import Bounds
+from baselines.search import Real, Space, Whole
 from baselines.stages import Stages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geta(Stages):
     """Joint pruning and mixed-precision quantization."""
+
+    PAPER: ClassVar[str] = "GETA, arXiv:2502.16638"
+    CONTROLS: ClassVar[str] = "which groups are removed and the bit width of every weight and layer input, together"
+    SEARCH: ClassVar[Space] = {
+        "warmup": Real(0.02, 0.3),
+        "projection": Real(0.05, 0.3),
+        "joint": Real(0.1, 0.4),
+        "projection_periods": Whole(2, 8),
+        "pruning_periods": Whole(1, 20),
+        "lr_quant": Real(1e-5, 1e-2, log=True),
+    }
 
     sparsity: float = 0.5
     """Fraction of the prunable groups that are exactly zero at the end, 0 <= sparsity < 1."""

@@ -12,21 +12,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import nn
 
 import geta_core as geta
+from baselines.matching import Matching
 from baselines.schema import Bounds
+from baselines.search import Real, Space, Whole
 from baselines.stages import Share, Stages
 
 Bits = Annotated[int, Bounds(2, 16)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QatOnly:
+class QatOnly(Matching):
     """Quantization-aware training at fixed bit widths."""
+
+    PAPER: ClassVar[str] = "LSQ, arXiv:1902.08153, with the quantizer of arXiv:2502.16638"
+    CONTROLS: ClassVar[str] = "step sizes, ranges and exponents at one bit width for weights and one for layer inputs"
+    SEARCH: ClassVar[Space] = {
+        "warmup": Real(0.02, 0.3),
+        "projection": Real(0.05, 0.4),
+        "projection_periods": Whole(2, 8),
+        "lr_quant": Real(1e-5, 1e-2, log=True),
+    }
 
     weight_bits: Bits = 8
     """Bit width of every weight."""

@@ -85,8 +85,15 @@ METHODS = Registry(
     {
         "dense": "baselines.dense:Dense",
         "geta": "baselines.geta:Geta",
+        # One after the other: pruning, quantization, or both.
+        "ptq_only": "baselines.ptq_only:PtqOnly",
         "qat_only": "baselines.qat_only:QatOnly",
+        "prune_only": "baselines.prune_only:PruneOnly",
         "prune_then_ptq": "baselines.prune_then_ptq:PruneThenPtq",
+        "prune_then_qat": "baselines.prune_then_qat:PruneThenQat",
+        "quantize_then_prune": "baselines.quantize_then_prune:QuantizeThenPrune",
+        "obc": "baselines.obc:Obc",
+        # Both at once.
     },
     "geta.methods",
 )

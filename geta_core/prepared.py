@@ -127,8 +127,11 @@ class Prepared:
                 slot.parameter.index_fill_(slot.dim, index.to(slot.parameter.device), 0)
 
     def bits(self) -> dict[str, float]:
-        """Bit width of every site now (the mean over its channels)."""
-        return {site.name: float(site.quantizer.bits().mean()) for site in self.sites}
+        """Bit width of every site now (the mean over its channels); that of a float where values pass unchanged."""
+        return {
+            site.name: FLOAT_BITS if site.quantizer.observer is not None else float(site.quantizer.bits().mean())
+            for site in self.sites
+        }
 
     def measure(self) -> Measurement:
         """Costs with the groups that are zero now removed, at the bit widths of now."""

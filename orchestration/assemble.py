@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from baselines.base import Method
-from baselines.ptq import call
+from baselines.base import Method, matched, planned_steps
+from baselines.helpers.statistics import settle_statistics_
 from baselines.registry import METHODS
-from geta_core.errors import ConfigError, GetaError
+from geta_core.errors import ConfigError
 from orchestration.config import TASK_STATES, Config
 from orchestration.device import choose_compute, set_up_process
 from orchestration.models import registry
@@ -39,11 +37,14 @@ def assemble(config: Config) -> Session:
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     calibration = task.calibration_batches(CALIBRATION_BATCHES)
     if config.model.weights is None:
+        # Ranges of layer inputs are calibrated in evaluation mode. With the statistics that a fresh layer has (mean 0,
+        # variance 1) they would be ranges of activations that never occur in training.
         settle_statistics_(model, calibration)
-    method = cast(Method, METHODS.resolve(config.method.name)(**config.method.options))
+    chosen = cast(Method, METHODS.resolve(config.method.name)(**config.method.options))
+    method = matched(chosen, model, task.example_inputs())
     prepared = method.prepare(model, task.example_inputs(), calibration)
     prepared.model.train()
-    total_steps = config.run.steps or config.run.epochs * task.steps_per_epoch()
+    total_steps = planned_steps(method, config.run.steps or config.run.epochs * task.steps_per_epoch())
     settings = config.optimizer
     optimizer = method.optimizer(prepared, total_steps, settings.optimizer_class(), **settings.keywords())
     return Session(
@@ -60,31 +61,6 @@ def assemble(config: Config) -> Session:
         dense_shapes=shapes,
         first_bad=torch.tensor(-1, device=compute.device),
     )
-
-
-@torch.no_grad()
-def settle_statistics_(model: nn.Module, batches: Sequence[Any]) -> None:
-    """Set the running statistics of a fresh model's batch normalisations to the means over these batches, in place.
-
-    Ranges of layer inputs are calibrated in evaluation mode. With the statistics that a fresh layer has (mean 0,
-    variance 1) they would be ranges of activations that never occur in training.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    if not norms:
-        return
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-    try:
-        for batch in batches:
-            call(model, batch)
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise GetaError(f"the model's forward fails on the task's images ({type(error).__name__}: {text})") from error
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def build_model(config: Config, task: Task) -> nn.Module:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
+from baselines import matching
 from baselines.registry import METHODS
 from baselines.schema import REQUIRED, Bounds, Option, check_options, check_value, options_of, plain
 from geta_core.errors import ConfigError, GetaError, closest
@@ -224,6 +225,8 @@ def _choice(group: str, section: dict[str, Any], faults: list[str]) -> Choice | 
     except GetaError as error:
         faults.extend(error.faults if isinstance(error, ConfigError) else [str(error)])
         return None
+    if group == "method":
+        section = matching.refuse(name, target, section, faults)
     options = check_options(target, section, f"{group}.", faults)
     faults.extend(_own_faults(target, options, group))
     return Choice(name=name, options=options)

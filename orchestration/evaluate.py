@@ -33,7 +33,7 @@ def latency_ms(model: nn.Module, example: object, compute: Compute) -> float:
     """
     from torch.utils._pytree import tree_map_only
 
-    from baselines.ptq import call
+    from baselines.helpers.calling import call
 
     single = tree_map_only(torch.Tensor, lambda tensor: tensor[:1], example)
     training = model.training

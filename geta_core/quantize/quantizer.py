@@ -68,7 +68,7 @@ class Quantizer(nn.Module):
         self.channel_axis = channel_axis
         self.recompute = recompute
         self.chain_rule = chain_rule
-        self.observer: RangeObserver | None = None
+        self.observer: Callable[[Tensor], None] | None = None
         self.d = nn.Parameter(math.step_for_bits(bits, q_m, None, signed))
         self.q_m = nn.Parameter(q_m)
         self.register_parameter("t", nn.Parameter(torch.ones_like(q_m)) if learn_exponent else None)

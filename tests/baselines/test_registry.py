@@ -7,18 +7,39 @@ from pathlib import Path
 
 import pytest
 
+from baselines.base import about
 from baselines.registry import METHODS, Registry, load_object
+from baselines.schema import check_value, options_of
+from baselines.search import OneOf, Real, edges
 from geta_core.errors import ConfigError
 
 
-def test_every_built_in_method_is_a_dataclass_with_the_contract() -> None:
-    assert METHODS.names() == ["dense", "geta", "prune_then_ptq", "qat_only"]
-    for name in METHODS.names():
-        method = METHODS.resolve(name)
-        assert is_dataclass(method)
-        assert all(callable(getattr(method, part)) for part in ("prepare", "optimizer", "finish"))
-        text = __import__("sys").modules[method.__module__].__doc__
-        assert "arXiv" in text or "no paper" in text, "each file names its paper"
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_built_in_method_is_a_dataclass_with_the_contract(name: str) -> None:
+    method = METHODS.resolve(name)
+    assert is_dataclass(method)
+    assert all(callable(getattr(method, part)) for part in ("prepare", "optimizer", "finish"))
+    text = __import__("sys").modules[method.__module__].__doc__
+    assert "arXiv" in text or "doi" in text or "no paper" in text, "each file names its paper"
+    assert about(method).paper and about(method).controls, "`geta methods` says what it is"
+    assert all(option.doc for option in options_of(method).values()), "`geta methods` says what each key means"
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_search_space_fits_its_method(name: str) -> None:
+    method = METHODS.resolve(name)
+    options, space = options_of(method), about(method).search
+    assert space or name == "dense", "a method without hyper-parameters cannot be tuned"
+    for key, dimension in space.items():
+        faults: list[str] = []
+        for value in edges(dimension):
+            check_value(value, options[key].annotation, key, faults)
+        assert not faults
+        if isinstance(dimension, OneOf):
+            assert options[key].default in dimension.values, f"{key}: the default is one of what is tried"
+        elif options[key].default is not None:
+            assert dimension.low <= options[key].default <= dimension.high, f"{key}: the default lies inside"
+        assert not isinstance(dimension, Real) or not dimension.log or dimension.low > 0
 
 
 def test_an_unknown_name_is_answered_with_the_closest() -> None:

@@ -1,0 +1,108 @@
+"""Which of its two neighbours on the grid each weight is rounded to: AdaRound (Nagel et al., arXiv:2004.10568).
+
+With the weight W, the step s and the inputs z of the layer in the float model and x in the quantized one:
+
+    W~ = s clip(floor(W / s) + h(V), n, p)                                      (Eq. 22)
+    h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1), zeta 1.1, gamma -0.1  (Eq. 23)
+    f_reg(V) = sum 1 - |2 h(V) - 1|^beta                                        (Eq. 24)
+    minimise E||W z - W~ x||^2 + lambda f_reg(V) over V by Adam                 (Eq. 25)
+
+beta falls from 20 to 2 after a warm start without f_reg. The error is a quadratic form of E[x x^T] and E[z x^T], so the
+whole calibration set is used in every step at a cost that does not depend on its size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ZETA, GAMMA = 1.1, -0.1
+
+
+@dataclass(frozen=True)
+class AdaRound:
+    """Settings of the optimization, the paper's and its authors' by default.
+
+    Attributes:
+        iterations: steps of Adam.
+        lr: rate of Adam.
+        regularization: lambda.
+        beta_start: beta after the warm start.
+        beta_end: beta at the end.
+        warm_start: share of the iterations without the regularization.
+    """
+
+    iterations: int = 10000
+    lr: float = 1e-3
+    regularization: float = 0.01
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    warm_start: float = 0.2
+
+    def beta(self, iteration: int) -> float | None:
+        """Return beta in an iteration (from 0); None while there is no regularization."""
+        start = int(self.warm_start * self.iterations)
+        if iteration < start:
+            return None
+        done = (iteration - start) / max(self.iterations - start, 1)
+        return self.beta_end + (self.beta_start - self.beta_end) * (1 - done)
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """Return h(V), in [0, 1]."""
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def initial(fraction: Tensor) -> Tensor:
+    """Return the V for which h(V) is the given fraction, in [0, 1)."""
+    return torch.logit((fraction - GAMMA) / (ZETA - GAMMA))
+
+
+def output_error(weight: Tensor, wanted: Tensor, xx: Tensor, zx: Tensor) -> Tensor:
+    """Return E||wanted z - weight x||^2 of every row, without the part that no weight changes, [..., rows].
+
+    Args:
+        weight: [..., rows, columns].
+        wanted: the float weight, shaped alike.
+        xx: E[x x^T], [..., columns, columns].
+        zx: E[z x^T], [..., columns, columns].
+    """
+    return (weight * (weight @ xx - 2 * (wanted @ zx))).sum(-1)
+
+
+def adaround(weight: Tensor, step: Tensor, top: int, xx: Tensor, zx: Tensor, settings: AdaRound) -> Tensor:
+    """Return the whole numbers n, in [-top, top], for which n * step is the rounded weight.
+
+    A row whose error would be larger than with rounding to nearest keeps that; a weight that is zero stays zero.
+
+    Args:
+        weight: [groups, rows, columns].
+        step: [groups, rows, 1].
+        top: largest level; the grid is symmetric.
+        xx: E[x x^T], [groups, columns, columns].
+        zx: E[z x^T], [groups, columns, columns].
+        settings: of the optimization.
+    """
+    weight, step = weight.double(), step.double()
+    scaled = weight / step
+    floor = scaled.floor()
+    nearest = scaled.round().clamp(-top, top)
+    v = initial(scaled - floor).requires_grad_()
+    adam = torch.optim.Adam([v], lr=settings.lr)
+    pull = 2 * (weight @ zx)
+    with torch.enable_grad():
+        for iteration in range(settings.iterations):
+            h = rectified_sigmoid(v)
+            soft = step * (floor + h).clamp(-top, top)
+            loss = (soft * (soft @ xx - pull)).sum()
+            beta = settings.beta(iteration)
+            if beta is not None:
+                loss = loss + settings.regularization * (1 - (2 * h - 1).abs().pow(beta)).sum()
+            (v.grad,) = torch.autograd.grad(loss, v)
+            adam.step()
+    up = (rectified_sigmoid(v.detach()) >= 0.5) & (weight != 0)
+    hard = (floor + up).clamp(-top, top)
+    errors = [output_error(levels * step, weight, xx, zx) for levels in (hard, nearest)]
+    return torch.where((errors[0] <= errors[1]).unsqueeze(-1), hard, nearest)

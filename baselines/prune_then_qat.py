@@ -1,0 +1,78 @@
+"""Prune, then train quantized: the float model is pruned, recovers, and is then trained at fixed bit widths.
+
+Pruning is that of ``prune_only`` (HESSO, arXiv:2312.09411); quantization-aware training is LSQ (Esser et al.,
+arXiv:1902.08153, Eq. 1 to 3 and section 2.2: learned step sizes, their gradient scaled by 1 / sqrt(N Q)), started
+from the pruned model's weights and inputs. The equations stand in ``baselines.helpers.lsq``. All stages share the
+run's budget.
+
+Differs: one learning rate course over all stages instead of one per stage; the signed grid is symmetric; first and last
+layer have the same bit widths as the others, where LSQ keeps 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+import geta_core as geta
+from baselines.helpers.lengths import lengths, require_steps
+from baselines.helpers.sequence import SequenceOptimizer
+from baselines.helpers.trained_bits import TrainedBits
+from baselines.search import Real, Space, Whole
+from baselines.stages import Share, Stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneThenQat(TrainedBits):
+    """Structured pruning in float, then quantization-aware training."""
+
+    PAPER: ClassVar[str] = "HESSO (OTO) arXiv:2312.09411, then LSQ arXiv:1902.08153"
+    CONTROLS: ClassVar[str] = (
+        "which groups are removed, then step sizes at one bit width for weights and one for inputs"
+    )
+    SEARCH: ClassVar[Space] = {
+        "warmup": Real(0.02, 0.2),
+        "joint": Real(0.1, 0.4),
+        "recovery": Real(0.0, 0.2),
+        "pruning_periods": Whole(1, 20),
+        "lr_quant": Real(1e-4, 1e-1, log=True),
+    }
+
+    warmup: Share = 0.1
+    """Ordinary training; a number with a point is a fraction of the run, a whole number is steps."""
+    joint: Share = 0.3
+    """Groups are forgotten."""
+    recovery: Share = 0.1
+    """What is left trains in floating point; the rest of the run trains it quantized."""
+
+    def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
+        """Find the groups and attach the quantizers, which let values pass until their stage."""
+        return geta.prepare(model, example_inputs, self.compression(), calibration=list(calibration))
+
+    def optimizer(
+        self, prepared: geta.Prepared, total_steps: int, optimizer_class: type[torch.optim.Optimizer], **keywords: Any
+    ) -> torch.optim.Optimizer:
+        """Return the given class with the pruner and the learned step sizes around it."""
+        shares = {"warmup": self.warmup, "joint": self.joint, "recovery": self.recovery}
+        stages = lengths(total_steps, "quantize", **shares)
+        require_steps(stages, "quantize")
+        plan = Stages(
+            warmup=stages["warmup"], projection=0, joint=stages["joint"], pruning_periods=self.pruning_periods
+        ).schedule(total_steps)
+        return SequenceOptimizer(
+            prepared,
+            optimizer_class,
+            stages=list(stages.items()),
+            pruner=self.pruner(prepared, plan),
+            steps=self.learned_steps(prepared, total_steps - stages["quantize"]),
+            lr_quant=self.lr_quant,
+            **keywords,
+        )
+
+    def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
+        """Remove the zero groups and fix the grids."""
+        return geta.finish(prepared)
