@@ -38,12 +38,13 @@ def conclude(
     """
     began = time.perf_counter()
     around.progress.say("finishing: zero groups are removed, bits fixed, the result compared with the trained model")
-    compressed = session.method.finish(session.prepared, session.task.calibration_batches(CALIBRATION_BATCHES))
-    compressed.save(place.artifact)
+    # First what is known of the trained model: finishing may change it.
+    metrics = {f"trained/val/{key}": value for key, value in evaluate(session, "val").items()}
     if not session.prepared.sites:
         save_weights(session.prepared.model, place.weights)
+    compressed = session.method.finish(session.prepared, session.task.calibration_batches(CALIBRATION_BATCHES))
+    compressed.save(place.artifact)
     model = geta.load(place.artifact).to(session.compute.device)
-    metrics = {f"trained/val/{key}": value for key, value in evaluate(session, "val").items()}
     for split in ("val", "test"):
         metrics |= {f"{split}/{key}": value for key, value in evaluate(session, split, model).items()}
     result = describe(session, place, compressed, model, metrics, about)
