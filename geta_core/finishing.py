@@ -80,6 +80,12 @@ class Report:
         return self.measurement.relative_bops(self.dense.macs)
 
     @property
+    def relative_sparse_bops(self) -> float:
+        """The same under definition ``sparse``, which counts nonzero weights alone."""
+        share = self.measurement.bops_sparse / self.measurement.bops if self.measurement.bops else 0.0
+        return self.relative_bops * share
+
+    @property
     def parameters(self) -> int:
         """Elements of the parameters that stay."""
         return self.measurement.parameters
@@ -291,7 +297,7 @@ def _weights(
 def _report(prepared: Prepared, made: _Made, sites: list[QuantSite], dead: Tensor) -> Report:
     bits = {site.name: float(site.quantizer.bits().round().mean()) for site in sites}
     widths = {site.name: site.quantizer.bits() for site in sites if site.kind == "weight"}
-    layers = prepared.account.layers(dead, bits)
+    layers = prepared.account.layers(dead, bits, _densities(made.model))
     parameters = prepared.account.parameters(dead)
     full = prepared.account.parameters(prepared.none_dead())
     dense = measurement(prepared.dense, full, prepared.account.dense_bytes())
@@ -308,3 +314,9 @@ def _report(prepared: Prepared, made: _Made, sites: list[QuantSite], dead: Tenso
         inexact=made.inexact,
         unquantized=prepared.unquantized,
     )
+
+
+def _densities(model: nn.Module) -> dict[str, float]:
+    """Share of nonzero elements of every parameter by its name."""
+    named = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.numel()}
+    return {name: float((parameter != 0).double().mean()) for name, parameter in named.items()}

@@ -38,7 +38,9 @@ class RunResult:
     activation_bits: float
     """Average over the layers' inputs; 32 is float."""
     relative_bops: float
-    """Bit operations over those of the dense float model."""
+    """Bit operations over those of the dense float model; zeros inside kept weights count like any number."""
+    relative_sparse_bops: float
+    """The same with nonzero weights alone, as papers on unstructured pruning count."""
     parameters: int
     macs: float
     """Multiply-accumulates per example."""
@@ -53,7 +55,7 @@ class RunResult:
     max_error64: float
     """Largest difference between zeroed and slimmed model in float64."""
     layers: list[dict[str, Any]]
-    """One row per layer: name, macs, weight_bits, input_bits, channels, dense_channels."""
+    """One row per layer: name, macs, weight_bits, input_bits, density (nonzero share), channels, dense_channels."""
     seconds: Mapping[str, float]
     """"train" over all attempts, "finish", and "total" of this attempt."""
     environment: Mapping[str, Any]
@@ -83,6 +85,7 @@ class RunResult:
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers that trackers get at the end; those of the clock are not among them."""
-        names = ("group_sparsity", "weight_bits", "activation_bits", "relative_bops", "parameters", "macs", "bytes")
+        names = ("group_sparsity", "weight_bits", "activation_bits", "relative_bops")
+        names += ("relative_sparse_bops", "parameters", "macs", "bytes")
         found = {f"final/{name}": float(getattr(self, name)) for name in names}
         return {**{f"final/{key}": value for key, value in self.metrics.items()}, **found}

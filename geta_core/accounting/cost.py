@@ -3,6 +3,10 @@
 Definitions (arXiv:2502.16638, metric BOPs): ``paper`` counts the products of convolutions and linear layers with their
 weights, each MAC weighing weight bits times input bits, over the dense float model's MACs x 32 x 32; ``all`` adds the
 products of two activations (attention). Counts are per example.
+
+Zeros inside what is kept (unstructured sparsity) do not lower either count: dense hardware multiplies by them. Papers
+on unstructured pruning count only nonzero weights; definition ``sparse`` does that, BOPs of ``paper`` times the share
+of nonzero weights of each layer, and is always reported beside ``paper``, never instead of it.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ class Layer:
     """Elements of the weight, 0 for a product of activations."""
     counted: bool
     """Whether definition ``paper`` counts it."""
+    density: float = 1.0
+    """Share of the weight's elements that are not zero."""
 
     @property
     def bops(self) -> float:
@@ -51,24 +57,30 @@ class Account:
         self.graph, self.sites, self.batch = graph, sites, batch
         self.products = products(graph.capture, sites)
 
-    def layers(self, dead: Tensor, bits: Mapping[str, float]) -> list[Layer]:
+    def layers(
+        self, dead: Tensor, bits: Mapping[str, float], density: Mapping[str, float] | None = None
+    ) -> list[Layer]:
         """One row per multiplication.
 
         Args:
             dead: bool [num_prunable], the removed groups.
             bits: bit width of each site by its name.
+            density: share of nonzero elements by the name of a weight; 1 where it has no entry.
         """
         removal = Removal(self.graph.first, self.graph.dead_ids(dead))
-        return [self._layer(product, removal, bits) for product in self.products]
+        return [self._layer(product, removal, bits, density or {}) for product in self.products]
 
-    def _layer(self, product: Product, removal: Removal, bits: Mapping[str, float]) -> Layer:
+    def _layer(
+        self, product: Product, removal: Removal, bits: Mapping[str, float], density: Mapping[str, float]
+    ) -> Layer:
         total = math.prod(removal.size(node, dim % len(shape_of(node))) for node, dim in product.sizes)
         counted, weights = product.operand is not None, 0
         if product.operand is not None:
             weights = math.prod(removal.size(product.operand, dim) for dim in range(len(shape_of(product.operand))))
         weight_bits = bits[product.weight_site.name] if product.weight_site else FLOAT_BITS
         input_bits = bits[product.input_site.name] if product.input_site else FLOAT_BITS
-        return Layer(product.name, product.op, total / self.batch, weight_bits, input_bits, weights, counted)
+        share = density.get(product.name, 1.0) if counted else 1.0
+        return Layer(product.name, product.op, total / self.batch, weight_bits, input_bits, weights, counted, share)
 
     def parameters(self, dead: Tensor) -> int:
         """Elements of all parameters that stay (quantizers' own excluded)."""
@@ -129,7 +141,9 @@ def macs(layers: Iterable[Layer], definition: str = "paper") -> float:
 
 
 def bops(layers: Iterable[Layer], definition: str = "paper") -> float:
-    """Sum of bit operations per example under a definition, ``paper`` or ``all``."""
+    """Sum of bit operations per example under a definition, ``paper``, ``all`` or ``sparse``."""
+    if definition == "sparse":
+        return sum(layer.bops * layer.density for layer in layers if layer.counted)
     return sum(layer.bops for layer in layers if layer.counted or definition == "all")
 
 

@@ -23,6 +23,8 @@ class Measurement:
     """MACs times weight bits times input bits (definition ``paper``)."""
     bops_all: float
     """The same under definition ``all``."""
+    bops_sparse: float
+    """Those of nonzero weights alone (definition ``sparse``); equal to ``bops`` where weights are not looked at."""
     weight_bits: float
     """Average over the elements of the weights; 32 where a weight is not quantized."""
     activation_bits: float
@@ -50,6 +52,7 @@ def measurement(layers: Sequence[Layer], parameters: int, size: int) -> Measurem
         macs_all=macs(layers, "all"),
         bops=bops(layers),
         bops_all=bops(layers, "all"),
+        bops_sparse=bops(layers, "sparse"),
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         bytes=size,

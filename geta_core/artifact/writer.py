@@ -143,6 +143,7 @@ def _numbers(report: Report) -> Mapping[str, Any]:
         "macs": report.macs,
         "dense_macs": report.dense_macs,
         "relative_bops": report.relative_bops,
+        "relative_sparse_bops": report.relative_sparse_bops,
         "group_sparsity": report.group_sparsity,
         "weight_bits": report.weight_bits,
         "activation_bits": report.activation_bits,

@@ -130,6 +130,14 @@ class QuantVectors:
             torch._foreach_copy_([self._t[n] for n in self._learned], [pieces[n] for n in self._learned])
         return Vectors(now.d, q_m, t)
 
+    def write(self, values: Vectors) -> None:
+        """Write step sizes, ranges and learned exponents, each of shape [entries], back to the quantizers."""
+        torch._foreach_copy_(self._q_m, list(torch.split(values.q_m, self.sizes)))
+        if values.t is not None:
+            pieces = torch.split(values.t, self.sizes)
+            torch._foreach_copy_([self._t[n] for n in self._learned], [pieces[n] for n in self._learned])
+        self.write_steps(values.d)
+
     def write_steps(self, d: Tensor) -> None:
         """Write the step sizes, shape [entries], back to the quantizers."""
         torch._foreach_copy_(self._d, list(torch.split(d, self.sizes)))
