@@ -218,8 +218,8 @@ class BitsOptimizer(GatedOptimizer):
         charge = WIDTHS[0] + (chance * prices).sum(1)
         macs = self.cost.layer_macs(keep) / self.cost.macs.max()
         total = (macs * self.cost.layer_sums(self.grids.site_bits(charge))).sum()
-        if self.settings.match_bops is not None:
-            total = total * (self._open_bops() > self.settings.match_bops)
+        if self.target is not None:
+            total = total * (self._open_bops() > self.target)
         return self.settings.price * total
 
     def _open_bops(self) -> Tensor:

@@ -151,8 +151,8 @@ class DjpqOptimizer(GatedOptimizer):
         if allowed is not None:
             entries = entries + (nearest(entries.detach(), allowed) - entries.detach())
         excess = self.cost.relative_bops(keep, self.grids.site_bits(entries)).log()
-        if settings.match_bops is not None:
-            excess = (excess - math.log(settings.match_bops)).clamp(min=0)
+        if self.target is not None:
+            excess = (excess - math.log(self.target)).clamp(min=0)
         information = gates.information(self.gates.mu, self.gates.log_variance).sum()
         return settings.information * information + settings.bops_weight * excess
 

@@ -94,6 +94,12 @@ METHODS = Registry(
         "quantize_then_prune": "baselines.quantize_then_prune:QuantizeThenPrune",
         "obc": "baselines.obc:Obc",
         # Both at once.
+        "djpq": "baselines.djpq:Djpq",
+        "djpq_restrict": "baselines.djpq:DjpqRestrict",
+        "bayesian_bits": "baselines.bayesian_bits:BayesianBits",
+        "qst_b": "baselines.qst_b:QstB",
+        "annc": "baselines.annc:Annc",
+        "clip_q": "baselines.clip_q:ClipQ",
     },
     "geta.methods",
 )

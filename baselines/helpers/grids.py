@@ -7,6 +7,7 @@ the quantizer's own gradient times the value; a method's regularizer adds its ow
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,17 @@ class Grids:
         """Return bits cut to the range of each quantizer; one number per quantizer becomes one per entry."""
         low, high = self._bounds
         return bits.repeat_interleave(self._lengths, output_size=len(low)).clamp(low, high)
+
+    def entries_of(self, quantizers: Sequence[nn.Module]) -> list[int]:
+        """Return the place of each of these quantizers, which have one entry each, in the vectors."""
+        starts = dict(zip(map(id, self._vectors.quantizers), itertools.accumulate([0, *self.sizes]), strict=False))
+        return [starts[id(quantizer)] for quantizer in quantizers]
+
+    def constant(self, widths: Mapping[str, int]) -> Tensor:
+        """Return one whole bit width for each kind of site, long [entries]."""
+        kinds = {id(site.quantizer): site.kind for site in reversed(self.sites)}
+        each = [widths[kinds[id(q)]] for q in self._vectors.quantizers]
+        return torch.tensor(each, device=self.theta.device).repeat_interleave(self._lengths)
 
     @staticmethod
     def _logarithms(values: Vectors) -> Tensor:

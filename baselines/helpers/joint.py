@@ -20,6 +20,7 @@ from baselines.helpers.grids import Grids
 from baselines.helpers.soft_cost import SoftCost
 from baselines.helpers.stepping import HeldZeros, StagedOptimizer, share_of_steps
 from baselines.helpers.targets import Plan, alive_after, nearest, removable
+from baselines.matching import Targeted
 from baselines.schema import Bounds
 from geta_core.config import HIGHEST_BITS, LOWEST_BITS
 
@@ -27,11 +28,9 @@ Positive = Annotated[float, Bounds(0, above=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointSettings:
-    """Settings that methods with gates have in common."""
+class JointSettings(Targeted):
+    """Settings that methods with gates have in common; without ``match_bops`` the weights in the loss decide."""
 
-    match_bops: Annotated[float, Bounds(0, 1, above=True)] | None = None
-    """Relative BOPs to end with; null leaves them to the weights in the loss."""
     weight_bits: tuple[int, int] = (2, 16)
     """Bounds of the weights' bit widths."""
     activation_bits: tuple[int, int] | None = (2, 16)
@@ -94,7 +93,7 @@ class GatedOptimizer(StagedOptimizer):
         total_steps: int,
         keywords: Mapping[str, Any],
     ) -> None:
-        self.settings = settings
+        self.settings, self.target = settings, settings.target_bops
         held = gates_of(prepared.model)
         assert held is not None, "the method's prepare attaches gates"
         self.gates = held
@@ -168,10 +167,10 @@ class GatedOptimizer(StagedOptimizer):
         bits = self.bits_in_training()
         if bits is None:
             bits = nearest(learned, widths or range(LOWEST_BITS, HIGHEST_BITS + 1))
-        if settings.match_bops is not None:
+        if self.target is not None:
             choices = self.grids.choices(widths)
             plan = Plan(self.cost, order, choices, self.grids.average, self.grids.sizes, len(score))
-            count, bits = plan.meet(bits, learned, count, settings.match_bops)
+            count, bits = plan.meet(bits, learned, count, self.target)
         self.gates.alive.copy_(alive_after(count, order, len(score)))
         self.gates.merge_()
         self.at_fix(bits)
