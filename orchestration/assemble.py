@@ -10,29 +10,38 @@ from torch import nn
 from baselines.base import Method, matched, planned_steps
 from baselines.helpers.statistics import settle_statistics_
 from baselines.registry import METHODS
-from geta_core.errors import ConfigError
+from geta_core.errors import ConfigError, GetaError
+from orchestration.agreement import agree_at_start
 from orchestration.config import TASK_STATES, Config
 from orchestration.device import choose_compute, set_up_process
 from orchestration.models import registry
 from orchestration.optim import build_scheduler
+from orchestration.parallel import refuse_sharded, spread
 from orchestration.state import Session
 from orchestration.tasks import TASKS
 from orchestration.tasks.base import Task
 from orchestration.weights import load_weights
+from orchestration.world import World
 
 CALIBRATION_BATCHES = 8
 
 
-def assemble(config: Config) -> Session:
+def assemble(config: Config, world: World | None = None) -> Session:
     """Read the data, build and prepare the model, and make optimizer and scheduler.
+
+    Args:
+        config: of the run.
+        world: the workers of the run, each of which must make this call; this process alone if not given.
 
     Raises:
         GetaError: for whatever does not fit together.
     """
+    world = world or World()
     compute = choose_compute(config.run)
     set_up_process(config.run)
     task = cast(Task, TASKS.resolve(config.task.name)(**config.task.options))
-    task.setup(config.run.seed, compute.placement)
+    with world.leader_first():  # a download happens once
+        task.setup(config.run.seed, compute.placement)
     model = compute.place(build_model(config, task)).train()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     calibration = task.calibration_batches(CALIBRATION_BATCHES)
@@ -44,22 +53,26 @@ def assemble(config: Config) -> Session:
     method = matched(chosen, model, task.example_inputs())
     prepared = method.prepare(model, task.example_inputs(), calibration)
     prepared.model.train()
+    agree_at_start(world, prepared)
     total_steps = planned_steps(method, config.run.steps or config.run.epochs * task.steps_per_epoch())
     settings = config.optimizer
     optimizer = method.optimizer(prepared, total_steps, settings.optimizer_class(), **settings.keywords())
+    stepped, norms = spread(world, prepared, task, compute, config)
     return Session(
         config=config,
         task=task,
         method=method,
         compute=compute,
         prepared=prepared,
-        model=cast(nn.Module, torch.compile(prepared.model)) if config.run.compile else prepared.model,
+        model=cast(nn.Module, torch.compile(stepped)) if config.run.compile else stepped,
         optimizer=optimizer,
         scheduler=build_scheduler(config.scheduler, optimizer, total_steps),
         scaler=compute.scaler(),
         total_steps=total_steps,
         dense_shapes=shapes,
         first_bad=torch.tensor(-1, device=compute.device),
+        world=world,
+        norms=norms,
     )
 
 
@@ -75,6 +88,7 @@ def build_model(config: Config, task: Task) -> nn.Module:
     model = entry.build(options)
     if config.model.weights is not None:
         load_weights(model, config.model.weights)
+    refuse_sharded(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError([f"model={config.model.name} must have parameters that can be trained"])
     return model

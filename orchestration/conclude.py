@@ -38,6 +38,8 @@ def conclude(
     """
     began = time.perf_counter()
     around.progress.say("finishing: zero groups are removed, bits fixed, the result compared with the trained model")
+    if session.norms is not None:
+        session.norms.restore_()
     # First what is known of the trained model: finishing may change it.
     metrics = {f"trained/val/{key}": value for key, value in evaluate(session, "val").items()}
     if not session.prepared.sites:

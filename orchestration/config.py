@@ -54,10 +54,46 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherSettings:
-    """Where the run executes."""
+    """Where the run executes; nothing here decides the result of a run with workers of one kind."""
 
-    name: Literal["local"] = "local"
-    """local: in this process."""
+    name: Literal["local", "ray"] = "local"
+    """local: in this process; ray: in worker processes under Ray Train, on this machine or an existing Ray cluster."""
+    workers: Annotated[int, Bounds(1)] = 1
+    """Processes that share each batch and average their gradients (ray only)."""
+    cpus_per_worker: Annotated[float, Bounds(0, above=True)] = 1.0
+    """CPUs that Ray reserves for each worker."""
+    gpus_per_worker: Annotated[float, Bounds(0)] = 0.0
+    """GPUs that Ray reserves for each worker; 0.5 lets two workers share one."""
+    address: str | None = None
+    """Address of a running Ray cluster (host:port, or auto); null starts one on this machine, on loopback alone."""
+    max_failures: Annotated[int, Bounds(0)] = 3
+    """Times that a run is started again from its last checkpoint after a worker, or Ray itself, died."""
+    sync_batchnorm: bool = False
+    """Take batch statistics over all workers (GPUs only)."""
+    strategy: str = "ddp"
+    """How the model is spread: ddp, a whole copy in each worker. FSDP is not supported."""
+    timeout_s: Annotated[float, Bounds(0, above=True)] = 1800.0
+    """Seconds in one exchange after which a worker gives the others up."""
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.name == "local" and self.workers > 1:
+            faults.append(f"launcher.workers={self.workers} needs launcher=ray; launcher=local runs in this process")
+        if self.name == "local" and self.address is not None:
+            faults.append("launcher.address needs launcher=ray")
+        if self.strategy.lower().startswith("fsdp"):
+            faults.append(
+                f"launcher.strategy={self.strategy} is not supported: groups, masks and quantizers need each parameter "
+                "whole on each worker; use launcher.strategy=ddp"
+            )
+        elif self.strategy != "ddp":
+            faults.append(f"launcher.strategy must be ddp, but got {self.strategy!r}")
+        if self.gpus_per_worker > 1 and not float(self.gpus_per_worker).is_integer():
+            faults.append(f"launcher.gpus_per_worker above 1 must be whole, but got {self.gpus_per_worker:g}")
+        if self.sync_batchnorm and not self.gpus_per_worker:
+            faults.append("launcher.sync_batchnorm needs GPUs; set launcher.gpus_per_worker")
+        if faults:
+            raise ConfigError(faults)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +169,9 @@ class Config:
         parts: dict[str, Any] = {group: _choice(group, sections[group], faults) for group in CHOICES}
         for group, target in SETTINGS.items():
             checked = check_options(target, sections[group], f"{group}.", faults)
-            parts[group] = target(**checked)
+            own = _own_faults(target, checked, group)
+            faults.extend(own)
+            parts[group] = None if own else target(**checked)
         if faults:
             raise ConfigError(list(dict.fromkeys(faults)))
         return cls(**parts)

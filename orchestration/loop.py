@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from geta_core.errors import GetaError
+from orchestration.agreement import check_agreement
 from orchestration.checkpoint import CheckpointStore
-from orchestration.evaluate import evaluate
+from orchestration.evaluate import evaluate_together
+from orchestration.parallel import train_batches
 from orchestration.progress import Progress
 from orchestration.signals import StoppedError, StopRequest
 from orchestration.state import NEVER, Session, gather
@@ -27,6 +29,8 @@ from orchestration.tracking.jsonl import Journal
 
 LOOK_EVERY = 50
 """Steps between looks at whether every loss was finite: each look waits for the device."""
+LATER = 2**62
+"""A step that no training reaches."""
 SMALLEST_SCALE = 1e-4
 """Scale of fp16 gradients below which they are taken to be infinite for good."""
 
@@ -58,8 +62,8 @@ def train(session: Session, around: Surroundings) -> None:
     """
     session.stage = session.stage or session.next_stage()
     while session.step < session.total_steps:
-        before = session.step
-        for batch in session.task.train_batches(session.epoch, session.step % session.task.steps_per_epoch()):
+        before, start = session.step, session.step % session.task.steps_per_epoch()
+        for batch in train_batches(session.task, session.world.part, session.epoch, start):
             started = time.perf_counter()
             train_step(session, batch)
             after_step(session, around)
@@ -106,32 +110,50 @@ def after_step(session: Session, around: Surroundings) -> None:
 
 
 def between_steps(session: Session, around: Surroundings) -> None:
-    """Write the numbers of what ended with this step, and a checkpoint when one is due."""
+    """Write the numbers of what ended with this step, and a checkpoint when one is due.
+
+    All workers take the same decisions here: they follow from the step alone, but for a request to stop, which counts
+    as soon as one worker has seen it.
+    """
     done = session.step == session.total_steps
+    (stop_signal,) = session.world.largest([around.stop.signal_number])
     following = session.next_stage()
     stage_ended = following != session.stage or done
     epoch_ended = session.step % session.task.steps_per_epoch() == 0 or done
-    due = done or bool(around.stop) or session.step % session.config.run.checkpoint_every == 0
-    if not (stage_ended or epoch_ended or due):
+    due = done or stop_signal != 0 or session.step % session.config.run.checkpoint_every == 0
+    compared = session.world.size > 1 and (stage_ended or due or session.period_ended())
+    if not (stage_ended or epoch_ended or due or compared):
         return
     check_finite(session, around.checkpoints)
+    if compared:
+        check_agreement(session)
     if stage_ended or epoch_ended:
         write_numbers(session, around, stage_ended, epoch_ended)
     if stage_ended:
         session.stage = following
     if due:
-        path = around.checkpoints.save(gather(session, around.journal.offset()), session.step)
-        if around.stop and not done:
-            message = f"stopped after step {session.step}; the same command goes on from {path}"
-            raise StoppedError(message, around.stop.signal_number)
+        state = gather(session, around.journal.offset())
+        with session.world.leader_first():
+            if session.world.leads:
+                around.checkpoints.save(state, session.step)
+        if stop_signal and not done:
+            message = f"stopped after step {session.step}; the same command goes on from {around.checkpoints.last()}"
+            raise StoppedError(message, stop_signal)
 
 
 def write_numbers(session: Session, around: Surroundings, stage: bool, epoch: bool) -> None:
     """Measure the model, and write a line for the stage and one for the epoch that ended."""
     started, journal = time.perf_counter(), around.journal
     position = (session.step, session.epoch)
+    held_out = {f"val/{key}": value for key, value in evaluate_together(session, "val").items()}
+    ended = [meter for meter, over in ((session.stage_meter, stage), (session.epoch_meter, epoch)) if over]
+    for meter in ended:
+        meter.agree_(session.world)
+    if not session.world.leads:
+        for meter in ended:
+            meter.clear()
+        return
     now = {**session.prepared.status(), **session.learning_rates()}
-    held_out = {f"val/{key}": value for key, value in evaluate(session, "val").items()}
     seconds = {"seconds": round(session.seconds, 3), "evaluation_seconds": round(time.perf_counter() - started, 3)}
     if stage:
         means = {f"train/{key}": value for key, value in session.stage_meter.means().items()}
@@ -152,9 +174,12 @@ def check_finite(session: Session, checkpoints: CheckpointStore) -> None:
     """
     first = int(session.first_bad)
     norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in session.prepared.model.parameters()]))
-    if first == NEVER and bool(torch.isfinite(norms).all()):
+    broken = not bool(torch.isfinite(norms).all())
+    # The earliest of all workers; each must learn of it, or it would wait for the others in the next step.
+    latest, broken_anywhere = session.world.largest([-(LATER if first == NEVER else first), int(broken)])
+    if latest == -LATER and not broken_anywhere:
         return
-    what, step = ("loss", first) if first != NEVER else ("model's parameters", session.step)
+    what, step = ("loss", -latest) if latest != -LATER else ("model's parameters", session.step)
     last = checkpoints.last()
     kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
     epoch = step // session.task.steps_per_epoch()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestration.world import World
+
 
 class Meter:
     """Running means of named scalars."""
@@ -29,6 +31,10 @@ class Meter:
             return {}
         values = (torch.stack(list(self._sums.values())) / self._count).tolist()
         return dict(zip(self._sums, values, strict=True))
+
+    def agree_(self, world: World) -> None:
+        """Replace the sums by their means over the workers, so that each goes on from what all have seen."""
+        world.average_(list(self._sums.values()))
 
     def clear(self) -> None:
         """Start anew."""

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from baselines.base import Method
-from geta_core import Prepared
+from geta_core import Prepared, Schedule
 from geta_core.errors import ArtifactError
 from orchestration.config import Config
 from orchestration.device import Compute
 from orchestration.meter import Meter
-from orchestration.tasks.base import Task
+from orchestration.tasks.base import Task, generator
+from orchestration.world import World
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from orchestration.parallel import SharedNorms
+
+FORMAT = 2
 NEVER = -1
 
 
@@ -33,7 +38,7 @@ class Session:
     compute: Compute
     prepared: Prepared
     model: nn.Module
-    """What a training step calls: the prepared model, or its compiled form."""
+    """What a training step calls: the prepared model, wrapped for several workers and compiled where asked for."""
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
@@ -50,6 +55,10 @@ class Session:
     stage_meter: Meter = field(default_factory=Meter)
     first_bad: Tensor = field(default_factory=lambda: torch.tensor(NEVER))
     """First step whose loss was not finite, on the device; -1 while there is none."""
+    world: World = field(default_factory=World)
+    """The workers of this run; a checkpoint does not depend on how many there are."""
+    norms: SharedNorms | None = None
+    """Batch normalisations that take their statistics over all workers, if any."""
 
     @property
     def epoch(self) -> int:
@@ -60,6 +69,11 @@ class Session:
         """Return the stage that the next step belongs to; methods without stages have one, "train"."""
         return str(getattr(self.optimizer, "stage", "train"))
 
+    def period_ended(self) -> bool:
+        """Whether the last step ended a period of bits or of pruning."""
+        schedule = getattr(self.optimizer, "schedule", None)
+        return isinstance(schedule, Schedule) and self.step > 0 and schedule.boundary(self.step - 1)
+
     def learning_rates(self) -> dict[str, float]:
         """Return the rate of the weights and, where there are quantizers, theirs."""
         names = ("lr", "lr_quant")
@@ -68,7 +82,9 @@ class Session:
 
 
 def gather(session: Session, journal_offset: int) -> dict[str, Any]:
-    """Return the whole state of a run as tensors and plain values."""
+    """Return the whole state of a run as tensors and plain values; every worker must make this call."""
+    for meter in (session.epoch_meter, session.stage_meter):
+        meter.agree_(session.world)
     return {
         "format": FORMAT,
         "config": session.config.digest(),
@@ -83,7 +99,7 @@ def gather(session: Session, journal_offset: int) -> dict[str, Any]:
         "scaler": session.scaler.state_dict(),
         "epoch_meter": session.epoch_meter.state_dict(),
         "stage_meter": session.stage_meter.state_dict(),
-        "random": random_state(),
+        "random": [_unpacked(each) for each in session.world.collect(_packed(random_state()))],
     }
 
 
@@ -105,7 +121,27 @@ def scatter(session: Session, state: Mapping[str, Any]) -> None:
     session.epoch_meter.load_state_dict(state["epoch_meter"], session.compute.device)
     session.stage_meter.load_state_dict(state["stage_meter"], session.compute.device)
     session.step, session.seconds, session.stage = state["step"], state["seconds"], state["stage"]
-    set_random_state(state["random"])
+    _go_on_with_random_numbers(session, state["random"])
+
+
+def _go_on_with_random_numbers(session: Session, states: Sequence[Mapping[str, Any]]) -> None:
+    """Put this worker's generators back; a worker that was not there before gets numbers of its own."""
+    rank = session.world.rank
+    if rank < len(states):
+        set_random_state(states[rank])
+    else:
+        torch.manual_seed(generator(session.config.run.seed, rank, session.step).initial_seed())
+
+
+def _packed(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return state
 
 
 def random_state() -> dict[str, Any]:

@@ -154,6 +154,18 @@ class Schedule:
         start, end = (-(-number * self.joint // periods) for number in (period, period + 1))
         return PeriodStep(period, step - start, end - start)
 
+    def boundary(self, step: int) -> bool:
+        """Whether step number ``step`` (from 0) is the last one of a stage, or of a period of bits or of pruning."""
+        return self._place(step) != self._place(step + 1)
+
+    def _place(self, step: int) -> tuple[Stage, int]:
+        stage, at = self.stage_at(step)
+        if stage == "projection":
+            return stage, at * self.projection_periods // self.projection
+        if stage == "joint":
+            return stage, self.period_at(at).period
+        return stage, int(step >= self.total)
+
 
 def _is_share(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1

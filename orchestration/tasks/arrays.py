@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from baselines.schema import Bounds
 from orchestration.tasks.augment import flip_and_crop, normalize
 from orchestration.tasks.base import (
+    WHOLE,
     Loss,
+    Part,
     Placement,
     Split,
     classification_loss,
-    classification_metrics,
+    classification_totals,
     epoch_order,
     generator,
+    means,
     stratified_split,
 )
 
@@ -104,8 +107,13 @@ class ArrayTask(ABC):
 
     def evaluate(self, model: nn.Module, split: Split) -> Mapping[str, float]:
         """Return mean cross-entropy ("loss") and "accuracy" in 0 .. 1."""
+        return means(self.totals(model, split, WHOLE))
+
+    def totals(self, model: nn.Module, split: Split, part: Part) -> Mapping[str, Tensor]:
+        """Return the sums of one worker's part of the split."""
         examples = self._val if split == "val" else self._placed(self.read_test())
-        return classification_metrics(model, self._eval_batches(examples))
+        own = Examples(part.rows(examples.images), part.rows(examples.labels))
+        return classification_totals(model, self._eval_batches(own))
 
     def calibration_batches(self, count: int) -> list[Tensor]:
         """Return full batches of the training split without augmentation, a fixed choice; fewer if there are fewer."""

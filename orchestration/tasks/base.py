@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -78,6 +78,47 @@ class Task(Protocol):
         """Return up to ``count`` batches of model inputs, formed like ``example_inputs``, from the training data."""
 
 
+class Part(NamedTuple):
+    """One worker's share: number ``rank`` of ``size`` consecutive parts whose sizes differ by at most one."""
+
+    rank: int = 0
+    size: int = 1
+
+    def bounds(self, count: int) -> tuple[int, int]:
+        """Return where the part of ``count`` things starts and ends."""
+        return count * self.rank // self.size, count * (self.rank + 1) // self.size
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return the part of a tensor's first dimension."""
+        start, end = self.bounds(len(tensor))
+        return tensor[start:end]
+
+
+WHOLE = Part()
+
+
+@runtime_checkable
+class DividedBatches(Protocol):
+    """What a task may add so that several workers need not each form the whole batch.
+
+    Without it every worker forms the whole batch and keeps its rows.
+    """
+
+    def part_batches(self, part: Part, epoch: int, start_step: int = 0) -> Iterator[Any]:
+        """Yield the rows ``part.bounds(batch size)`` of each batch that ``train_batches`` yields, bit for bit."""
+
+
+@runtime_checkable
+class DividedEvaluation(Protocol):
+    """What a task may add so that several workers share an evaluation; without it the leader does all of it."""
+
+    def totals(self, model: nn.Module, split: Split, part: Part) -> Mapping[str, Tensor]:
+        """Return sums over a part of the split, as scalars, and their number as "examples".
+
+        Sums over all parts, each divided by the examples, are what ``evaluate`` gives.
+        """
+
+
 def stratified_split(labels: Tensor, held_out: int, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
     """Hold out examples so that every class keeps its share.
 
@@ -122,22 +163,39 @@ def classification_loss(model: nn.Module, images: Tensor, labels: Tensor, smooth
     return Loss(value, {"accuracy": correct})
 
 
-@torch.no_grad()
 def classification_metrics(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Measure mean cross-entropy and accuracy in evaluation mode; the model's mode is put back."""
+    return means(classification_totals(model, batches))
+
+
+@torch.no_grad()
+def classification_totals(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Sum the cross-entropy ("loss") and the right answers ("accuracy") over "examples", in evaluation mode.
+
+    The model's mode is put back.
+    """
     training = model.training
     model.eval()
-    total, loss, correct = 0, None, None
+    total = 0
+    loss, correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     try:
         for images, labels in batches:
             logits = model(images).float()
-            batch_loss = nn.functional.cross_entropy(logits, labels, reduction="sum").double()
-            right = (logits.argmax(1) == labels).sum()
-            loss = batch_loss if loss is None else loss + batch_loss
-            correct = right if correct is None else correct + right
+            loss = loss + nn.functional.cross_entropy(logits, labels, reduction="sum").double()
+            correct = correct + (logits.argmax(1) == labels).sum()
             total += len(labels)
     finally:
         model.train(training)
-    if loss is None or correct is None:
+    return {"loss": loss, "accuracy": correct, "examples": torch.tensor(total)}
+
+
+def means(totals: Mapping[str, Tensor]) -> dict[str, float]:
+    """Divide sums by the number of "examples".
+
+    Raises:
+        ConfigError: when there are none.
+    """
+    examples = totals["examples"].item()
+    if not examples:
         raise ConfigError(["the split holds no examples"])
-    return {"loss": loss.item() / total, "accuracy": correct.item() / total}
+    return {name: value.item() / examples for name, value in totals.items() if name != "examples"}

@@ -21,13 +21,16 @@ from baselines.schema import Bounds
 from geta_core.errors import ConfigError
 from orchestration.tasks.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
 from orchestration.tasks.base import (
+    WHOLE,
     Loss,
+    Part,
     Placement,
     Split,
     classification_loss,
-    classification_metrics,
+    classification_totals,
     epoch_order,
     generator,
+    means,
     stratified_split,
 )
 from orchestration.tasks.cifar10 import data_root
@@ -97,14 +100,18 @@ class ImageFolder:
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield augmented batches; each has a generator of its own, so that any step can be the first."""
+        yield from self.part_batches(WHOLE, epoch, start_step)
+
+    def part_batches(self, part: Part, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield one worker's rows of each batch; only these are decoded."""
         size = self._batch_size()
         order = epoch_order(len(self._train.files), self._seed, epoch)
 
         def jobs() -> Iterator[tuple[Index, list[Window]]]:
             for step in range(start_step, self.steps_per_epoch()):
-                part = self._train.take(order[step * size : (step + 1) * size])
+                own = self._train.take(part.rows(order[step * size : (step + 1) * size]))
                 draws = torch.rand(size, 5, generator=generator(self._seed, epoch, step))
-                yield part, list(draws.tolist())
+                yield own, list(part.rows(draws).tolist())
 
         yield from self._decoded(jobs())
 
@@ -114,8 +121,13 @@ class ImageFolder:
 
     def evaluate(self, model: nn.Module, split: Split) -> Mapping[str, float]:
         """Return mean cross-entropy ("loss") and "accuracy" in 0 .. 1, on central crops."""
+        return means(self.totals(model, split, WHOLE))
+
+    def totals(self, model: nn.Module, split: Split, part: Part) -> Mapping[str, Tensor]:
+        """Return the sums of one worker's part of the split; only its images are decoded."""
         index = self._val if split == "val" else self._test()
-        return classification_metrics(model, self._decoded(self._central(index)))
+        own = index.take(part.rows(torch.arange(len(index.files))))
+        return classification_totals(model, self._decoded(self._central(own)))
 
     def calibration_batches(self, count: int) -> list[Tensor]:
         """Return full batches of central crops of the training split, a fixed choice; fewer if there are fewer."""
