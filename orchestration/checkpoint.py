@@ -77,6 +77,15 @@ class CheckpointStore:
             raise ArtifactError(f"no usable checkpoint in {self.folder}: {'; '.join(damaged)}; use another run.output")
         return None
 
+    def read(self, name: str) -> Restored:
+        """Return the checkpoint of this file name.
+
+        Raises:
+            ArtifactError: when it is not whole.
+        """
+        path = self.folder / name
+        return Restored(_read(path), path, ())
+
     def _paths(self) -> list[Path]:
         manifests = sorted(self.folder.glob("step-*.json"), reverse=True)
         return [manifest.with_suffix(".pt") for manifest in manifests]

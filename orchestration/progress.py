@@ -28,6 +28,27 @@ class Progress(Protocol):
         """Show a sentence."""
 
 
+class Silent:
+    """Shows nothing: for the workers that do not lead."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        """Show nothing."""
+
+    def line(self, line: Line) -> None:
+        """Show nothing."""
+
+    def say(self, text: str) -> None:
+        """Show nothing."""
+
+
 class Plain:
     """Lines of text, for logs and where rich is not installed."""
 

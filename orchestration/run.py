@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration.assemble import assemble
@@ -16,15 +17,28 @@ from orchestration.checkpoint import CheckpointStore
 from orchestration.conclude import conclude
 from orchestration.config import Config
 from orchestration.loop import Surroundings, train
-from orchestration.progress import Progress, open_progress
+from orchestration.progress import Progress, Silent, open_progress
 from orchestration.records import environment
 from orchestration.result import RunResult
 from orchestration.rundir import RunDirectory
-from orchestration.signals import StoppedError, stop_requests
+from orchestration.signals import StoppedError, StopRequest
 from orchestration.state import Session, scatter
 from orchestration.tracking import open_trackers, unfinished_trackers
 from orchestration.tracking.base import Status, Tracker
 from orchestration.tracking.jsonl import Journal
+from orchestration.world import World
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a launcher gives to an attempt."""
+
+    world: World = field(default_factory=World)
+    """The workers."""
+    show: Callable[[int, int, str], Progress] = open_progress
+    """Opens the display of the progress, from total steps, steps done and a title."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the record of the attempt says besides, or instead of, what this process knows of itself."""
 
 
 def run(config: Config) -> RunResult:
@@ -40,19 +54,41 @@ def run(config: Config) -> RunResult:
         GetaError: for whatever the user can put right; nothing is left behind when it is found before training.
         StoppedError: when SIGTERM or SIGINT asked for a stop; the next attempt goes on from there.
     """
-    started = time.perf_counter()
+    from orchestration.launchers import launcher
+
     place = RunDirectory.of(config)
     place.check(config)
     if place.result.is_file():
         return finished_before(config, place)
-    session = assemble(config)
+    return launcher(config.launcher).launch(config, place)
+
+
+def attempt(config: Config, place: RunDirectory, stop: StopRequest, setting: Setting | None = None) -> RunResult | None:
+    """Do one worker's part of a run: all of it where there is one worker, else each worker makes this call.
+
+    Args:
+        config: of the run.
+        place: its directory, which all workers see.
+        stop: the request to stop that this worker hears of; it is enough if one of them does.
+        setting: the other workers, and where progress goes; this process alone and its terminal if not given.
+
+    Returns:
+        The result; None to all but the leader.
+    """
+    started, setting = time.perf_counter(), setting or Setting()
+    session = assemble(config, setting.world)
     checkpoints, journal = CheckpointStore(place.checkpoints), Journal(place.path)
-    about = environment(session.compute.name())
-    with place.lock(), stop_requests() as stop:
+    if not session.world.leads:
+        resume(session, checkpoints, journal)
+        train(session, Surroundings(journal, (), checkpoints, Silent(), stop))
+        session.world.follow_leader()  # which compresses and measures the model
+        return None
+    about = {**environment(session.compute.name()), **setting.about}
+    with place.lock():
         place.create(config, about)
         notes = resume(session, checkpoints, journal)
         with (
-            open_progress(session.total_steps, session.step, place.path.name) as progress,
+            setting.show(session.total_steps, session.step, place.path.name) as progress,
             tracked(config, place, journal, about) as trackers,
         ):
             tell(progress, place, session, notes)
@@ -63,6 +99,7 @@ def run(config: Config) -> RunResult:
                 tracker.files(files)
             result.save(place.result)
             journal.close()
+    session.world.follow_leader()
     return result
 
 
@@ -79,7 +116,7 @@ def finished_before(config: Config, place: RunDirectory) -> RunResult:
 
 
 def resume(session: Session, checkpoints: CheckpointStore, journal: Journal) -> list[str]:
-    """Put the last good checkpoint back, if there is one.
+    """Put the last good checkpoint back, if there is one; all workers take the leader's.
 
     Returns:
         What the user should know.
@@ -87,12 +124,15 @@ def resume(session: Session, checkpoints: CheckpointStore, journal: Journal) -> 
     Raises:
         ArtifactError: when there are checkpoints and none is good.
     """
-    restored = checkpoints.restore()
+    restored = checkpoints.restore() if session.world.leads else None
+    name = session.world.tell(restored.path.name if restored else "")
+    if restored is None and name:
+        restored = checkpoints.read(name)
+    if session.world.leads:
+        journal.open_at(restored.state["journal"] if restored else 0)
     if restored is None:
-        journal.open_at(0)
         return []
     scatter(session, restored.state)
-    journal.open_at(restored.state["journal"])
     damaged = [f"ignored: {reason}" for reason in restored.damaged]
     return [*damaged, f"goes on after step {session.step}, from {restored.path.name}"]
 
@@ -122,7 +162,11 @@ def tags(config: Config, place: RunDirectory, about: Any) -> dict[str, str]:
     return {
         "geta.digest": config.digest(),
         "geta.directory": str(place.path),
+        "geta.study": config.tracker.experiment,
         "geta.method": config.method.name,
+        "geta.model": config.model.name,
+        "geta.task": config.task.name,
+        "geta.seed": str(config.run.seed),
         "geta.commit": str(code.get("commit", "unknown")),
         "geta.command": about.get("command", ""),
     }
@@ -131,6 +175,8 @@ def tags(config: Config, place: RunDirectory, about: Any) -> dict[str, str]:
 def tell(progress: Progress, place: RunDirectory, session: Session, notes: Sequence[str]) -> None:
     """Say what is about to happen."""
     device = f"{session.compute.name()}, {session.config.run.precision}"
+    if session.world.size > 1:
+        device = f"{session.world.size} workers, each on {device}"
     progress.say(f"{place.path}: {session.total_steps} steps on {device}")
     for note in notes:
         progress.say(note)

@@ -19,6 +19,8 @@ from orchestration.values import read_yaml, write_yaml
 
 DEFAULT_ROOT = "runs"
 LOCK = ".lock"
+LAUNCHER_FOLDER = "launcher"
+"""Where a launcher and its workers leave word for each other."""
 SHOWN = 6
 """Differing keys that a message names."""
 
@@ -113,7 +115,7 @@ class RunDirectory:
 
 def _counts(path: Path) -> bool:
     """Whether a file says that a run lives here; a process killed at its very start leaves some that do not."""
-    return path.name != LOCK and path.suffix != PARTIAL
+    return path.name not in (LOCK, LAUNCHER_FOLDER) and path.suffix != PARTIAL
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 
@@ -25,10 +27,36 @@ class StoppedError(Exception):
 class StopRequest:
     """Holds the number of the signal that asked for a stop, 0 while there is none."""
 
-    signal_number = 0
+    signal_number: int = 0
 
     def __bool__(self) -> bool:
         return self.signal_number != 0
+
+
+class StopFile(StopRequest):
+    """A request that arrives as a file holding the signal's number: for workers that get no signals.
+
+    Args:
+        path: the file; it need not exist.
+        every: seconds between looks, so that a shared file system is not asked in every step.
+    """
+
+    def __init__(self, path: Path, every: float = 0.5) -> None:
+        self._path, self._every = path, every
+        self._looked = float("-inf")
+        self._number = 0
+
+    @property
+    def signal_number(self) -> int:  # type: ignore[override]
+        """The number in the file, 0 while there is none."""
+        now = time.monotonic()
+        if not self._number and now - self._looked >= self._every:
+            self._looked = now
+            try:
+                self._number = int(self._path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                self._number = 0
+        return self._number
 
 
 @contextmanager

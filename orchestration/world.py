@@ -75,10 +75,17 @@ class World:
         """Return the leader's text."""
         return text
 
+    def follow_leader(self) -> None:
+        """Wait until the leader has come this far, however long that takes; the leader does not wait."""
+
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Let the others enter the block when the leader has left it, however long that takes."""
+        """Let the others enter the block when the leader has left it."""
+        if not self.leads:
+            self.follow_leader()
         yield
+        if self.leads:
+            self.follow_leader()
 
     def close(self) -> None:
         """Part from the others when all have come this far."""
@@ -190,16 +197,14 @@ class Group(World):
         """Return the leader's text."""
         return self.collect(text.encode() if self.leads else b"")[0].decode()
 
-    @contextmanager
-    def leader_first(self) -> Iterator[None]:
-        """Let the others enter the block when the leader has left it, however long that takes."""
+    def follow_leader(self) -> None:
+        """Wait until the leader has come this far, however long that takes; the leader does not wait."""
         self._turns += 1
         key = f"turn-{self._turns}"
-        if not self.leads:
-            self._store.wait([key], PATIENCE)
-        yield
         if self.leads:
             self._store.set(key, "done")
+        else:
+            self._store.wait([key], PATIENCE)
 
     def close(self) -> None:
         """Part from the others when all have come this far."""

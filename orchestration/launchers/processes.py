@@ -1,0 +1,78 @@
+"""Processes of a launch: they carry a mark in their environment, die with their parent, and are ended by their id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+MARK = "GETA_LAUNCH"
+"""Environment variable that every process of a launch inherits; its value names the launch."""
+GRACE = 5.0
+"""Seconds that processes get to end by themselves, and again after SIGTERM."""
+
+
+def marked(launch: str) -> list[int]:
+    """Return the ids of the living processes of a launch, but not this process.
+
+    Only the environment tells them: Ray's processes are no children of ours once their starter has ended.
+    """
+    wanted = f"{MARK}={launch}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        if int(entry.name) == os.getpid():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+            if wanted in environment.split(b"\0") and _state(entry) != "Z":
+                found.append(int(entry.name))
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found
+
+
+def _state(entry: Path) -> str:
+    # The name before it may hold spaces and brackets (proc(5)).
+    return (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+
+
+def end_marked(launch: str) -> int:
+    """End what is left of a launch: wait, then SIGTERM, then SIGKILL, each to single processes by their id.
+
+    Returns:
+        The number of processes that had to be told.
+    """
+    told: set[int] = set()
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + GRACE
+        alive = marked(launch)
+        if number is not None:
+            told.update(alive)
+            for pid in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        while alive and time.monotonic() < until:
+            time.sleep(0.05)
+            alive = marked(launch)
+        if not alive:
+            break
+    return len(told)
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the system kill this process when its parent ends, however it ends (Linux only).
+
+    Args:
+        parent: id of the process that started this one.
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1  # prctl(2)
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the call
+        os.kill(os.getpid(), signal.SIGKILL)

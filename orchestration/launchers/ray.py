@@ -1,0 +1,201 @@
+"""``launcher=ray``: N worker processes under Ray Train, watched from here.
+
+This process imports no Ray. It starts a driver process that brings up Ray (or joins the cluster at
+``launcher.address``) and fits a TorchTrainer, shows what the leading worker says, hands requests to stop on, and starts
+the driver again where it, a worker or Ray died. Every start goes on from the last checkpoint of the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from geta_core.errors import GetaError
+from orchestration.config import Config, LauncherSettings
+from orchestration.launchers.base import LaunchFolder
+from orchestration.launchers.processes import MARK, end_marked
+from orchestration.launchers.requeue import Requeues, saved_step
+from orchestration.owner import owned
+from orchestration.records import command
+from orchestration.result import RunResult
+from orchestration.rundir import RunDirectory
+from orchestration.signals import StoppedError, StopRequest, stop_requests
+
+LEADER = "worker-0"
+DRIVER = "driver"
+LOOK_EVERY = 0.2
+"""Seconds between looks at the driver and at the leader's log."""
+LAST_LINES = 2000
+"""Bytes at the end of a log in which the reason of a failure is looked for."""
+
+
+class RayLauncher:
+    """Runs under Ray Train."""
+
+    def launch(self, config: Config, place: RunDirectory) -> RunResult:
+        """Execute the run with ``launcher.workers`` workers."""
+        began, launch, folder = time.time(), secrets.token_hex(8), LaunchFolder(place)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with owned(folder.path), stop_requests() as stop:
+            requeues = Requeues(folder.attempts, launch, config.launcher.max_failures)
+            show = _Tail(folder.log(LEADER))
+            while not place.result.is_file():
+                step = saved_step(place.checkpoints)
+                folder.open()
+                reason = _drive(config, place, folder, f"{launch}-{len(requeues.attempts)}", stop, show, began)
+                self._judge(place, folder, requeues, step, reason, stop)
+        return RunResult.load(place.result)
+
+    def _judge(
+        self, place: RunDirectory, folder: LaunchFolder, requeues: Requeues, step: int, reason: str, stop: StopRequest
+    ) -> None:
+        """Decide, after the driver's end, whether the run is complete, over, or to be started again."""
+        if place.result.is_file():
+            return
+        try:
+            folder.raise_end()
+        except GetaError:
+            if not place.resolved.is_file():
+                folder.remove_if_alone()
+            raise
+        if stop:
+            raise StoppedError("stopped before the workers trained; the same command goes on", stop.signal_number)
+        now = saved_step(place.checkpoints)
+        try:
+            requeues.ended(step, now, reason)
+        except GetaError as error:
+            raise GetaError(f"{error}; the logs are in {folder.path}") from None
+        sys.stderr.write(f"geta: {reason}; starting again from step {now}\n")
+
+
+def _drive(
+    config: Config,
+    place: RunDirectory,
+    folder: LaunchFolder,
+    launch: str,
+    stop: StopRequest,
+    show: _Tail,
+    began: float,
+) -> str:
+    """Start a driver, wait for its end, and end whatever it has left; return the likely reason of a failure."""
+    spec = {
+        "config": config.to_dict(),
+        "output": str(place.path),
+        "cwd": os.getcwd(),
+        "command": command(),
+        "launch": launch,
+        "began": began,
+    }
+    asked = False
+    with _private_folder() as temporary, folder.log(DRIVER).open("ab") as log:
+        mark = log.tell()
+        environment = _environment(config.launcher, launch, temporary)
+        arguments = [sys.executable, "-m", "orchestration.launchers.ray_driver", str(os.getpid())]
+        driver = subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+        try:
+            assert driver.stdin is not None
+            with contextlib.suppress(BrokenPipeError), driver.stdin:
+                driver.stdin.write(json.dumps({**spec, "temporary": str(temporary)}).encode())
+            while driver.poll() is None:
+                if stop and not asked:
+                    folder.ask_to_stop(stop.signal_number)
+                    asked = True
+                show.copy()
+                time.sleep(LOOK_EVERY)
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+            driver.wait()
+            end_marked(launch)
+            show.copy()
+    return _reason(driver.returncode, folder, mark)
+
+
+def _environment(settings: LauncherSettings, launch: str, temporary: Path) -> dict[str, str]:
+    """Return the environment of the driver, which Ray's own processes and the workers inherit.
+
+    On one machine everything listens on loopback and asks for a token made for this launch. On an existing cluster the
+    user's own RAY_AUTH_* settings hold.
+    """
+    source = str(Path(__file__).resolve().parents[2])
+    paths = [source, *(os.path.abspath(path) for path in sys.path[:1]), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        MARK: launch,
+        "PYTHONPATH": os.pathsep.join(path for path in dict.fromkeys(paths) if path),
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    }
+    if settings.address is None:
+        environment |= {
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Linux then uses 127.0.0.1 for every socket
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "TMPDIR": str(temporary),
+        }
+    return environment
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Make a folder of our own with a short path: Ray's sockets lie in it, and their paths may have 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="geta-", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(code: int, folder: LaunchFolder, mark: int) -> str:
+    """Say why a driver ended, by the last error in the logs."""
+    if code < 0:
+        return f"the Ray driver was ended by {signal.Signals(-code).name}"
+    with folder.log(DRIVER).open("rb") as file:
+        file.seek(mark)
+        lines = file.read()[-LAST_LINES:].decode(errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"a worker failed ({last[:300]})" if last else f"the Ray driver ended with code {code}"
+
+
+class _Tail:
+    """Copies what is added to a file to the error stream.
+
+    Args:
+        path: the file; it need not exist. What it holds at the start is not shown.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = path.stat().st_size if path.exists() else 0
+
+    def copy(self) -> None:
+        """Copy what is new."""
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(self._at)
+            data = file.read()
+            self._at += len(data)
+            if data:
+                sys.stderr.write(data.decode(errors="replace"))
+                sys.stderr.flush()
+
+
+def config_of(spec: Mapping[str, Any]) -> Config:
+    """Return the configuration that a driver or worker was given."""
+    return Config.from_dict(spec["config"])
