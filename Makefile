@@ -50,10 +50,7 @@ bench: $(DEV) ## step times, memory and capture times, each beside its bound
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 ui: $(RUN) ## open the MLflow UI on the runs of this directory
-	@test -f $(RUNS)/mlflow.db || { echo "no runs in $(RUNS)/ yet: try 'make demo' first" >&2; exit 2; }
-	@echo "MLflow UI: http://127.0.0.1:$(PORT) (stop with Ctrl-C)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db --artifacts-destination $(abspath $(RUNS))/artifacts
+	@$(BIN)/geta ui $(RUNS) --port $(PORT) $(ARGS)
 
 build: $(DEV) ## the wheel, into dist/
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .

@@ -1,17 +1,11 @@
-"""``geta ui``: the MLflow pages of local runs, on the loopback address only."""
+"""``geta ui``: the MLflow pages of runs, on the loopback address only."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,79 +13,106 @@ from types import FrameType
 
 from geta_core.errors import ConfigError, GetaError
 from orchestration.console import guarded, write
-from orchestration.rundir import DEFAULT_ROOT
-from orchestration.tracking import DATABASE
+from orchestration.services.processes import SERVER, answers, end_group, free_port, mlflow_command, wait_for
+from orchestration.services.settings import HOST
+from orchestration.tracking.base import uri_faults
+from orchestration.tracking.intent import Intent
+from orchestration.tracking.store import ARTIFACTS, DATABASE, is_server, sqlite_path
+from orchestration.tracking.sync import run_folders
 
-HOST = "127.0.0.1"
-START_SECONDS = 120.0
+DEFAULT_ROOT = "runs"
+DESCRIPTION = f"""\
+Show runs in the browser. A folder with {DATABASE} is served on {HOST} until the command is interrupted; where the runs
+went to a server, its address is shown.
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serve the pages until the command is interrupted."""
-    parser = argparse.ArgumentParser("geta ui", description="Show local runs in the browser (MLflow).")
-    parser.add_argument(
-        "folder", nargs="?", default=DEFAULT_ROOT, help=f"folder with {DATABASE} (default: %(default)s)"
-    )
-    parser.add_argument("--port", type=int, default=5000, help="first port to try (default: %(default)s)")
+    parser = argparse.ArgumentParser("geta ui", description=DESCRIPTION)
+    parser.add_argument("folder", nargs="?", default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)")
+    parser.add_argument("--uri", help="another store, as tracker.uri names it: a server, SQLite file or PostgreSQL")
+    parser.add_argument("--port", type=_port, default=5000, help="first port to try (default: %(default)s)")
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
     given = parser.parse_args(arguments)
-    return guarded(lambda: serve(Path(given.folder), given.port, not given.no_browser))
+    return guarded(lambda: _main(Path(given.folder), given.uri, given.port, not given.no_browser))
 
 
-def serve(folder: Path, first_port: int, browser: bool) -> int:
-    """Start MLflow's server for one store and wait for it.
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"must be in 1 .. 65535, but got {port}")
+    return port
+
+
+def _main(folder: Path, uri: str | None, port: int, browser: bool) -> int:
+    store = uri if uri is not None else find_store(folder)
+    faults = [fault.replace("tracker.uri", "--uri") for fault in uri_faults(store)]
+    if faults:
+        raise ConfigError(faults)
+    database = sqlite_path(store)
+    if database is not None and not database.is_file():
+        raise ConfigError([f"{database} does not exist; give the folder of your runs, or make some with `make demo`"])
+    return show_server(store, browser) if is_server(store) else serve(store, port, browser)
+
+
+def find_store(folder: Path) -> str:
+    """Return the store of a folder of runs: its SQLite file, else where its runs went.
 
     Raises:
-        ConfigError: when the folder holds no store.
-        GetaError: when the server does not come up.
+        ConfigError: when the runs went to several places.
     """
     database = (folder / DATABASE).absolute()
     if not database.is_file():
-        raise ConfigError([f"{database} does not exist; give the folder of your runs, or make some with `make demo`"])
+        stores = {intent.store(each) for each in run_folders(folder.absolute()) if (intent := Intent.read(each))}
+        if len(stores) > 1:
+            raise ConfigError(
+                [f"the runs in {folder} went to several stores; choose one with --uri: {', '.join(stores)}"]
+            )
+        if stores:
+            return stores.pop()
+    return f"sqlite:///{database}"
+
+
+def show_server(address: str, browser: bool) -> int:
+    """Say where a running server's pages are.
+
+    Raises:
+        GetaError: when it does not answer.
+    """
+    if not answers(address):
+        raise GetaError(f"the MLflow server {address} does not answer; a team's is started with `geta services up`")
+    write(f"runs: {address}")
+    if browser:
+        webbrowser.open(address)
+    return 0
+
+
+def serve(store: str, first_port: int, browser: bool) -> int:
+    """Start MLflow's server for one store and wait for it.
+
+    Raises:
+        GetaError: when the server does not come up.
+    """
     port = free_port(first_port)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--artifacts-destination", str(database.parent / "mlartifacts")]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)
+    database = sqlite_path(store)
+    artifacts = database.parent / ARTIFACTS if database is not None else None
+    command = mlflow_command(store, port, 1, artifacts)
+    server = subprocess.Popen(command, env={**os.environ, **SERVER}, start_new_session=True)
     address = f"http://{HOST}:{port}"
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _wait(server, address)
-        write(f"runs of {folder}: {address}   (Ctrl-C ends it)")
+        wait_for(address, server.poll)
+        write(f"runs of {database.parent if database is not None else store}: {address}   (Ctrl-C ends it)")
         if browser:
             webbrowser.open(address)
         return server.wait()
     except KeyboardInterrupt:
         return 0
     finally:
-        signal.signal(signal.SIGTERM, before)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
+        end_group(server.pid)
         server.wait(timeout=20)
-
-
-def free_port(first: int) -> int:
-    """Return the first port from here on that nobody listens on."""
-    for port in range(first, min(first + 200, 65536)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((HOST, port))
-                return port
-    raise ConfigError([f"no free port between {first} and {first + 199}; give --port"])
-
-
-def _wait(server: subprocess.Popen[bytes], address: str) -> None:
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until:
-        if server.poll() is not None:
-            raise GetaError(f"the MLflow server ended with code {server.returncode}; its messages stand above")
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            urllib.request.urlopen(f"{address}/health", timeout=2).close()
-            return
-        time.sleep(0.2)
-    raise GetaError(f"the MLflow server did not answer at {address} within {START_SECONDS:g} s")
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from geta_core.errors import ConfigError, GetaError
+from geta_core.errors import ConfigError
 from orchestration.config import Config, decides
 from orchestration.files import PARTIAL, write_json, write_text
+from orchestration.owner import LOCK, owned
 from orchestration.values import read_yaml, write_yaml
 
 DEFAULT_ROOT = "runs"
-LOCK = ".lock"
 LAUNCHER_FOLDER = "launcher"
 """Where a launcher and its workers leave word for each other."""
 SHOWN = 6
@@ -101,15 +101,7 @@ class RunDirectory:
         Raises:
             GetaError: when another process has it.
         """
-        import fcntl
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                message = f"another process is running in {self.path}; wait for it or change run.output"
-                raise GetaError(message) from error
+        with owned(self.path):
             yield
 
 

@@ -17,6 +17,8 @@ COMMANDS = {
     "tasks": ("orchestration.cli_show", "tasks", "list the data sets and their keys"),
     "methods": ("orchestration.cli_show", "methods", "list the methods and their keys"),
     "measure": ("orchestration.cli_show", "measure", "check a compressed model and print what it costs"),
+    "sync": ("orchestration.cli_sync", "main", "bring the runs' copies in MLflow up to date"),
+    "services": ("orchestration.cli_services", "main", "PostgreSQL and MLflow's server for a team: up, down, status"),
     "ui": ("orchestration.cli_ui", "main", "show local runs in the browser (MLflow)"),
 }
 

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestration.tracking.base import Tracker
+from orchestration.tracking.store import store_beside
 
 if TYPE_CHECKING:
     from orchestration.config import Config
 
-DATABASE = "mlflow.db"
-
 
 def store_uri(config: Config, folder: Path) -> str:
     """Return the MLflow store of a run: ``tracker.uri``, or a SQLite file beside the run directory."""
-    return config.tracker.uri or f"sqlite:///{folder.parent / DATABASE}"
+    return config.tracker.uri or store_beside(folder)
 
 
 def open_trackers(config: Config, folder: Path) -> list[Tracker]:
@@ -25,14 +24,16 @@ def open_trackers(config: Config, folder: Path) -> list[Tracker]:
     from orchestration.tracking.mlflow import MlflowTracker
 
     name = f"{config.method.name}-{config.model.name}-{config.task.name}-s{config.run.seed}"
-    return [MlflowTracker(config.tracker, store_uri(config, folder), name, folder)]
+    return [MlflowTracker(config.tracker, name, folder)]
 
 
 def unfinished_trackers(config: Config, folder: Path) -> list[Tracker]:
     """Return the trackers of a complete run that have not seen its end."""
-    from orchestration.tracking.mlflow import STATE_FILE, read_state
+    from orchestration.tracking.intent import Intent, is_settled
 
-    state = read_state(folder / STATE_FILE)
-    if not state or (state.get("status"), state.get("uri")) == ("FINISHED", store_uri(config, folder)):
+    intent = Intent.read(folder)
+    if intent is None:
+        return []
+    if is_settled(folder, intent) and intent.store(folder) == store_uri(config, folder):
         return []
     return open_trackers(config, folder)

@@ -10,6 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from geta_core.errors import ConfigError
+
+SERVERS, DATABASES = ("http", "https"), ("sqlite", "postgresql", "mysql")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +26,20 @@ class TrackerSettings:
     uri: str | None = None
     """MLflow store or server; null means the file mlflow.db in the folder that holds the run directory."""
     experiment: str = "geta"
-    """MLflow experiment that the run belongs to."""
+    """MLflow experiment that the run belongs to: the study."""
+    cell: str | None = None
+    """Names the runs that differ in their seed alone; they become children of one MLflow run of this name."""
     log_artifact: bool = True
     """Whether the compressed model is copied to the tracker as well."""
+
+    def __post_init__(self) -> None:
+        faults = uri_faults(self.uri) if self.uri is not None else []
+        if not self.experiment.strip():
+            faults.append("tracker.experiment must not be empty")
+        if self.cell is not None and not (self.cell.strip() and {*"'`"}.isdisjoint(self.cell)):
+            faults.append(f"tracker.cell must be a name without quotes, but got {self.cell!r}")
+        if faults:
+            raise ConfigError(faults)
 
 
 @dataclass(frozen=True)
@@ -76,10 +92,31 @@ class Tracker(Protocol):
         """Create the run there, or go on with the one that the run directory names."""
 
     def send(self, lines: Sequence[Line]) -> None:
-        """Copy lines; the same line sent twice must count once."""
+        """Copy lines of the journal; the same line sent twice must count once."""
 
-    def files(self, paths: Sequence[Path], folder: str = "") -> None:
-        """Copy files or folders."""
+    def files(self, paths: Sequence[Path]) -> None:
+        """Copy files and folders of the run directory."""
 
     def finish(self, status: Status) -> None:
         """Send what is left and close the run."""
+
+
+def uri_faults(uri: str) -> list[str]:
+    """Say what is wrong with the address of a store; a password in it is never repeated."""
+    try:
+        parts = urlsplit(uri)
+        password = parts.password
+    except ValueError as error:
+        return [f"tracker.uri is no address: {error}"]
+    if password is not None or "password=" in parts.query.lower():
+        return [
+            "tracker.uri must not hold a password, since records and pages show it; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD for a server, PGPASSFILE for PostgreSQL"
+        ]
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in (*SERVERS, *DATABASES):
+        known = "http://HOST:PORT of a server, sqlite:///FILE or postgresql://USER@HOST:PORT/DATABASE"
+        return [f"tracker.uri must be {known}, but got {uri!r}"]
+    if scheme in SERVERS and not parts.hostname:
+        return [f"tracker.uri must name a host, but got {uri!r}"]
+    return []

@@ -15,6 +15,8 @@ from pathlib import Path
 from orchestration.files import write_text
 from orchestration.tracking.base import Line
 
+JOURNAL = "metrics.jsonl"
+
 
 class Journal:
     """Writes and reads ``metrics.jsonl``.
@@ -24,7 +26,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / JOURNAL
         self._replaced = folder / "metrics.replaced.jsonl"
         self._before: dict[tuple[str, int], Line] = {}
 
@@ -83,6 +85,34 @@ class Journal:
     def close(self) -> None:
         """Forget the lines that were cut away: the run is over."""
         self._replaced.unlink(missing_ok=True)
+
+
+class Tail:
+    """Reads the lines that were added to a file of lines since the last look.
+
+    Args:
+        path: the file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self.count = 0
+        """Lines read so far."""
+
+    def read(self) -> list[Line]:
+        """Return the new whole lines; one that is being written waits for the next look."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        found = list(_parse(whole))
+        self.count += len(found)
+        return found
 
 
 def _dump(line: Line) -> str:

@@ -1,208 +1,107 @@
-"""Copies a run's numbers, pictures and artifact to MLflow.
+"""Copies a run's numbers, pictures and artifact to MLflow, in a process of its own.
 
-Whatever goes wrong there is reported once and never stops a training. The run's identity is kept in the run directory,
-so that a resumed run goes on in the same MLflow run; sending a number again with the same step, time and value does not
-count twice in the store.
+The training writes its journal and an intent (``mlflow.json``); the process started here sends them. Whatever goes
+wrong there is reported once and never stops a training.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import IO, Any
 
-from orchestration.files import write_json
 from orchestration.tracking.base import Line, Status, TrackerSettings
+from orchestration.tracking.intent import Intent
+from orchestration.tracking.store import QUIET
 
 LOG = logging.getLogger(__name__)
-SEND_EVERY = 5.0
-"""Seconds between batches of numbers: a tracker must not take a noticeable share of a run."""
-RETRY_AFTER = 60.0
-"""Seconds for which a store that failed is left alone."""
-METRICS_PER_BATCH, PARAMETERS_PER_BATCH = 1000, 100
-"""What MLflow takes in one call."""
-STATE_FILE = "mlflow.json"
-TOKEN_TAG = "geta.token"
+LAST_SECONDS = 600.0
+"""Seconds that a run waits at its end until everything is sent."""
+STARTS = 3
+"""Times that the sending process is started in one attempt."""
 
 
 class MlflowTracker:
     """One MLflow run.
 
     Args:
-        settings: experiment and what is copied.
-        uri: of the store.
+        settings: store, experiment, cell and what is copied.
         name: of the run in MLflow.
         folder: the run directory.
     """
 
-    def __init__(self, settings: TrackerSettings, uri: str, name: str, folder: Path) -> None:
-        self._settings, self._uri, self._name = settings, uri, name
-        self._state_file = folder / STATE_FILE
-        self._client: Any = None
-        self._run_id = ""
-        self._pending: list[Line] = []
-        self._sent_at = 0.0
-        self._pause_until = 0.0
-        self._about: tuple[Mapping[str, Any], Mapping[str, str]] = ({}, {})
+    def __init__(self, settings: TrackerSettings, name: str, folder: Path) -> None:
+        self._folder = folder
+        self._intent = Intent.of(settings, name, Intent.read(folder))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
 
     def start(self, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Create the MLflow run, or go on with the one that the run directory names."""
-        self._about = (parameters, tags)
-        self._guard(self._connect)
+        """Say what the copy is, and start to send."""
+        self._write(parameters=dict(parameters), tags=dict(tags))
+        self._spawn()
 
     def send(self, lines: Sequence[Line]) -> None:
-        """Copy lines, in batches every few seconds."""
-        self._pending.extend(lines)
-        if time.monotonic() - self._sent_at >= SEND_EVERY:
-            self._guard(self._flush)
+        """See that somebody sends: the lines themselves are read from the journal."""
+        if self._process is not None and self._process.poll() is not None and self._starts < STARTS:
+            self._spawn()
 
-    def files(self, paths: Sequence[Path], folder: str = "") -> None:
-        """Copy files or folders as artifacts of the run."""
-
-        def copy() -> None:
-            self._connect()
-            for path in paths:
-                if path.is_dir():
-                    self._client.log_artifacts(self._run_id, str(path), f"{folder}/{path.name}".lstrip("/"))
-                else:
-                    self._client.log_artifact(self._run_id, str(path), folder or None)
-
-        self._guard(copy)
+    def files(self, paths: Sequence[Path]) -> None:
+        """Have files and folders of the run directory copied when the run ends."""
+        names = (path.relative_to(self._folder).as_posix() for path in paths)
+        self._write(files=tuple(dict.fromkeys([*self._intent.files, *names])))
 
     def finish(self, status: Status) -> None:
-        """Send what is left and close the run."""
-
-        def close() -> None:
-            self._flush()
-            self._client.set_terminated(self._run_id, status)
-            self._write_state(status)
-
-        self._pause_until = 0.0  # this is the last chance
-        self._guard(close)
-
-    def _guard(self, action: Callable[[], None]) -> None:
-        if time.monotonic() < self._pause_until:
+        """Say how the run ended, and wait until everything is sent."""
+        self._write(status=status)
+        process = self._process
+        if process is None:
             return
+        with contextlib.suppress(OSError):  # it is gone: `geta sync` sends what is left
+            _stream(process).write(b"end\n")
+        self._hang_up()
         try:
-            action()
-        except Exception as error:  # noqa: BLE001 - no failure of a tracker may end a training
-            self._pause_until = time.monotonic() + RETRY_AFTER
-            self._client = None
-            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            LOG.warning("the MLflow store %s does not answer (%s); the run goes on without it", self._uri, text)
+            code = process.wait(LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if code < 0:
+            LOG.warning("not everything has reached MLflow; `geta sync %s` sends the rest", self._folder)
 
-    def _connect(self) -> None:
-        if self._client is not None:
-            return
-        client, experiment = open_store(self._uri, self._settings.experiment)
-        state = read_state(self._state_file)
-        if state.get("uri") != self._uri:
-            state = {"uri": self._uri, "token": uuid.uuid4().hex}
-            write_json(self._state_file, state)
-        token = state["token"]
-        # The token was on disk before the run existed: a process that was killed in between left a run to be found.
-        found = client.search_runs([experiment], f"tags.`{TOKEN_TAG}` = '{token}'", max_results=1)
-        if found:
-            self._run_id = found[0].info.run_id
-            client.update_run(self._run_id, status="RUNNING")
-        else:
-            tags = {**self._about[1], TOKEN_TAG: token}
-            self._run_id = client.create_run(experiment, tags=tags, run_name=self._name).info.run_id
-            self._send_parameters(client)
-        self._client = client
-        self._write_state("RUNNING")
+    def _hang_up(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                _stream(self._process).close()
 
-    def _send_parameters(self, client: Any) -> None:
-        from mlflow.entities import Param
-
-        values = [Param(key, str(value)[:6000]) for key, value in self._about[0].items()]
-        for start in range(0, len(values), PARAMETERS_PER_BATCH):
-            client.log_batch(self._run_id, params=values[start : start + PARAMETERS_PER_BATCH])
-
-    def _flush(self) -> None:
-        from mlflow.entities import Metric
-
-        self._connect()
-        lines = list(self._pending)
-        metrics = [
-            Metric(key, float(value), line.time, line.step)
-            for line in lines
-            for key, value in {**line.metrics, **line.seconds}.items()
-        ]
-        for start in range(0, len(metrics), METRICS_PER_BATCH):
-            self._client.log_batch(self._run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
-        del self._pending[: len(lines)]
-        self._sent_at = time.monotonic()
-
-    def _write_state(self, status: str) -> None:
-        state = read_state(self._state_file)
-        write_json(self._state_file, {**state, "run_id": self._run_id, "status": status})
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Return what ``mlflow.json`` says about a run's copy in MLflow: uri, token, run_id, status."""
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
-
-
-def open_store(uri: str, experiment: str) -> tuple[Any, str]:
-    """Connect to a store and make the experiment if it is new.
-
-    Returns:
-        The client and the experiment's id.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    with sqlite_lock(uri) as database:
-        client = MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None:
-            return client, found.experiment_id
-        place = (database.parent / "mlartifacts").as_uri() if database else None
+    def _spawn(self) -> None:
+        """Start the sending process; it shares the error stream alone."""
+        self._hang_up()
+        package = str(Path(__file__).resolve().parents[2])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", f"{__package__}.follow", str(self._folder)]
+        self._starts += 1
         try:
-            return client, client.create_experiment(experiment, artifact_location=place)
-        except MlflowException:  # another process on another machine was faster
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                raise
-            return client, found.experiment_id
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, start_new_session=True
+            )
+        except OSError as error:
+            LOG.warning("the process that sends to MLflow could not start (%s); the run goes on without it", error)
+
+    def _write(self, **changes: Any) -> None:
+        self._intent = replace(self._intent, **changes)
+        try:
+            self._intent.write(self._folder)
+        except OSError as error:
+            LOG.warning("%s could not be written (%s); the run goes on", self._folder, error.strerror)
 
 
-@contextmanager
-def sqlite_lock(uri: str) -> Iterator[Path | None]:
-    """Let one process at a time open a SQLite store: a new file is given its tables by whoever opens it first.
-
-    Yields:
-        The database file, or None for another kind of store.
-    """
-    database = sqlite_path(uri)
-    if database is None:
-        yield None
-        return
-    import fcntl
-
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(database.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield database
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file of ``sqlite:///relative`` or ``sqlite:////absolute``; None for another kind of store."""
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path.removeprefix("/"))).absolute() if parts.scheme == "sqlite" else None
+def _stream(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdin is not None  # it was started with a pipe
+    return process.stdin

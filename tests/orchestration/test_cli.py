@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from orchestration import cli_run
-from orchestration.cli_ui import free_port
 from orchestration.console import table
 from orchestration.progress import describe, open_progress
 from orchestration.records import code_state, environment
 from orchestration.result import RunResult
+from orchestration.services.processes import free_port
 from orchestration.tracking.base import Line
-from orchestration.tracking.mlflow import open_store
+from orchestration.tracking.store import open_store
 from sweeps.cli import COMMANDS, main
 from tests.orchestration.small import small
 

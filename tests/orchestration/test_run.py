@@ -25,7 +25,7 @@ from orchestration.run import run
 from orchestration.signals import StoppedError, StopRequest, stop_requests
 from orchestration.state import Session
 from orchestration.tasks.digits import Digits
-from orchestration.tracking.mlflow import read_state
+from orchestration.tracking.intent import receipt
 from tests.orchestration.small import STEPS, differences, outcome, small
 
 W_AND_A = "method.activation_bits=[4,8]"
@@ -237,17 +237,17 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(
     assert not (tmp_path / "run" / "result.json").exists()
     from mlflow.tracking import MlflowClient
 
-    state = read_state(tmp_path / "run" / "mlflow.json")
-    assert MlflowClient(state["uri"]).get_run(state["run_id"]).info.status == "FAILED"
+    state = receipt(tmp_path / "run")
+    assert MlflowClient(state["store"]).get_run(state["run_id"]).info.status == "FAILED"
 
 
 def test_mlflow_sees_the_whole_run(tmp_path: Path) -> None:
     result = run(compose(small(tmp_path / "run", "tracker=mlflow", "run.steps=24")))
     from mlflow.tracking import MlflowClient
 
-    state = read_state(tmp_path / "run" / "mlflow.json")
-    assert state["uri"] == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = MlflowClient(state["uri"])
+    state = receipt(tmp_path / "run")
+    assert state["store"] == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(state["store"])
     info = client.get_run(state["run_id"])
     assert info.info.status == "FINISHED" and info.data.params["method.sparsity"] == "0.5"
     assert info.data.metrics["final/test/accuracy"] == result.accuracy
@@ -257,7 +257,9 @@ def test_mlflow_sees_the_whole_run(tmp_path: Path) -> None:
         written = [(line["step"], line["time"], line["metrics"][key]) for line in lines if line["kind"] == "epoch"]
         assert sent == written, key
     names = {each.path for each in client.list_artifacts(state["run_id"])}
-    assert {"artifact", "resolved.yaml", "training.png", "bits_per_layer.png", "channels_per_layer.png"} <= names
+    assert {"artifact", "pictures", "resolved.yaml", "environment.json", "metrics.jsonl", "result.json"} == names
+    shown = {each.path for each in client.list_artifacts(state["run_id"], "pictures")}
+    assert shown == {f"pictures/{name}.png" for name in ("training", "bits_per_layer", "channels_per_layer")}
 
 
 def test_a_dead_tracker_does_not_stop_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-import logging
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from geta_core.errors import ConfigError, GetaError
 from orchestration.tracking import unfinished_trackers
-from orchestration.tracking.base import Line, TrackerSettings
-from orchestration.tracking.jsonl import Journal
-from orchestration.tracking.mlflow import MlflowTracker, open_store, read_state, sqlite_path
-
-
-def lines(count: int, start: int = 1) -> list[Line]:
-    return [Line("epoch", step, step, "joint", 1000 + step, {"loss": 1 / step}) for step in range(start, start + count)]
+from orchestration.tracking.base import TrackerSettings, uri_faults
+from orchestration.tracking.copy import RunCopy
+from orchestration.tracking.intent import Intent, is_settled, receipt
+from orchestration.tracking.jsonl import JOURNAL, Journal, Tail
+from orchestration.tracking.mlflow import MlflowTracker
+from orchestration.tracking.store import open_store, sqlite_path
+from orchestration.tracking.system import Sampler, gpu_metrics
+from tests.orchestration.tracked import TAGS, copies, history, write_result, write_run, written
 
 
 def test_a_journal_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
@@ -50,93 +53,146 @@ def test_a_journal_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    open_store(uri, "geta")
-    return uri
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{database}", "geta")
+    return database
 
 
-def history(uri: str, directory: Path, key: str) -> tuple[Any, list[Any]]:
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> str:
+    """A store of one's own: making its tables takes seconds, copying the file does not."""
+    place = tmp_path / "store" / "mlflow.db"
+    place.parent.mkdir()
+    shutil.copy(empty_store, place)
+    return f"sqlite:///{place}"
+
+
+def test_a_tail_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
+    tail = Tail(tmp_path / JOURNAL)
+    assert tail.read() == []
+    journal = Journal(tmp_path)
+    first = journal.append("epoch", (1, 1), "joint", {"loss": 1.0})
+    assert tail.read() == [first] and tail.read() == []
+    second = journal.append("epoch", (2, 2), "joint", {"loss": 0.5})
+    text = tail.path.read_bytes()
+    tail.path.write_bytes(text[:-5])
+    assert tail.read() == []
+    tail.path.write_bytes(text)
+    assert tail.read() == [second] and tail.count == 2
+
+
+def test_a_copy_holds_the_run_once(tmp_path: Path, store: str) -> None:
+    parameters = {f"key{number}": number for number in range(150)}
+    folder = write_run(tmp_path / "run", store, 30, parameters=parameters, files=["pictures", "resolved.yaml"])
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "bits.png").write_bytes(b"p")
+    (folder / "resolved.yaml").write_text("{}")
+    copy = RunCopy(folder)
+    copy.open()
+    (run,) = copies(store)
+    assert run.info.status == "RUNNING"
+    assert copy.update() == 30 and copy.update() == 0
+    # A second attempt resends everything, as it cannot know what arrived.
+    for status in ("FAILED", "FINISHED"):
+        again = RunCopy(folder)
+        again.update()
+        again.close(status)
+        (run,) = copies(store)
+        assert run.info.status == status
+        for key in ("loss", "seconds"):
+            assert history(store, run, key) == written(folder, key) and len(written(folder, key)) == 30
+    assert run.data.params == {key: str(value) for key, value in parameters.items()}
+    assert TAGS.items() <= run.data.tags.items() and run.data.tags["geta.stage"] == "joint"
+    assert run.info.end_time == written(folder, "loss")[-1][1], "the end is that of the run, not of the copy"
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(uri)
-    run_id = read_state(directory / "mlflow.json")["run_id"]
-    return client.get_run(run_id), client.get_metric_history(run_id, key)
+    client = MlflowClient(store)
+    assert {each.path for each in client.list_artifacts(run.info.run_id)} == {"pictures", "resolved.yaml"}
+    assert [each.path for each in client.list_artifacts(run.info.run_id, "pictures")] == ["pictures/bits.png"]
+    assert receipt(folder)["run_id"] == run.info.run_id
 
 
-def test_a_resumed_run_is_one_run_without_doubles(tmp_path: Path, store: str) -> None:
-    (tmp_path / "picture.png").write_bytes(b"p")
-    (tmp_path / "artifact").mkdir()
-    (tmp_path / "artifact" / "manifest.json").write_text("{}")
-    for status in ("KILLED", "FINISHED"):
-        tracker = MlflowTracker(TrackerSettings(), store, "name", tmp_path)
-        tracker.start({"run.seed": 3, **{f"key{number}": number for number in range(150)}}, {"geta.method": "geta"})
-        tracker.send(lines(30))
-        tracker.files([tmp_path / "picture.png", tmp_path / "artifact"])
-        tracker.finish(status)
-        info, found = history(store, tmp_path, "loss")
-        assert info.info.status == status
-        assert [(each.step, each.timestamp, each.value) for each in sorted(found, key=lambda each: each.step)] == [
-            (line.step, line.time, line.metrics["loss"]) for line in lines(30)
-        ]
-    assert info.data.params["run.seed"] == "3" and len(info.data.params) == 151
-    assert info.data.tags["geta.method"] == "geta" and info.info.run_name == "name"
-    from mlflow.tracking import MlflowClient
-
-    names = {each.path for each in MlflowClient(store).list_artifacts(info.info.run_id)}
-    assert names == {"picture.png", "artifact"}
+def test_closing_again_sends_nothing_unless_something_changed(tmp_path: Path, store: str) -> None:
+    folder = write_run(tmp_path / "run", store)
+    assert RunCopy(folder).close("KILLED") == 5
+    assert RunCopy(folder).close("KILLED") == 0
+    write_run(folder, store, 2)
+    write_result(folder, 0, 0.5)
+    assert RunCopy(folder).close("FINISHED") == 8, "seven lines and the result"
+    assert RunCopy(folder).close("FINISHED") == 0
+    (run,) = copies(store)
+    assert history(store, run, "loss") == written(folder, "loss")
 
 
-def test_a_run_that_was_made_but_not_noted_is_found(tmp_path: Path, store: str) -> None:
-    tracker = MlflowTracker(TrackerSettings(), store, "name", tmp_path)
-    tracker.start({}, {})
-    state = read_state(tmp_path / "mlflow.json")
-    # As if the process had been killed between the creation of the run and the note of its id.
-    (tmp_path / "mlflow.json").write_text(json.dumps({"uri": state["uri"], "token": state["token"]}))
-    again = MlflowTracker(TrackerSettings(), store, "name", tmp_path)
-    again.start({}, {})
-    again.finish("FINISHED")
-    assert read_state(tmp_path / "mlflow.json")["run_id"] == state["run_id"]
+def test_a_copy_that_was_made_but_not_noted_is_found(tmp_path: Path, store: str) -> None:
+    folder = write_run(tmp_path / "run", store, parameters={"a": 1})
+    first = RunCopy(folder)
+    first.connect()
+    # Another process, after a kill between the creation and the parameters.
+    with closing(sqlite3.connect(sqlite_path(store) or "")) as connection, connection as database:
+        database.execute("delete from params")
+    RunCopy(folder).close("KILLED")
+    (run,) = copies(store)
+    assert run.data.params == {"a": "1"}
 
 
-def test_a_dead_server_costs_seconds_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker = MlflowTracker(TrackerSettings(), "http://127.0.0.1:9", "name", tmp_path)
-    started = time.monotonic()
-    with caplog.at_level(logging.WARNING):
-        tracker.start({}, {})
-        for line in lines(200):
-            tracker.send([line])
-        tracker.files([tmp_path])
-    assert time.monotonic() - started < 20
-    told = [record.message for record in caplog.records if "does not answer" in record.message]
-    assert len(told) == 1, "said once, not at each step"
-    tracker.finish("FINISHED")
+def test_numbers_that_json_and_sql_cannot_hold(tmp_path: Path, store: str) -> None:
+    folder = write_run(tmp_path / "run", store, 1)
+    Journal(folder).append("final", (2, 2), "joint", {"final/accuracy": float("nan"), "loss": float("inf")})
+    for _ in range(2):
+        copy = RunCopy(folder)
+        assert copy.update() == 2
+        copy.close("FINISHED")
+    (run,) = copies(store)
+    (point,) = history(store, run, "final/accuracy")
+    assert point[2] != point[2] and len(history(store, run, "loss")) == 2
 
 
-def test_a_store_that_comes_back_gets_everything(tmp_path: Path, store: str) -> None:
-    tracker = MlflowTracker(TrackerSettings(), "http://127.0.0.1:9", "name", tmp_path)
-    tracker.start({"a": 1}, {})
-    tracker.send(lines(5))
-    tracker._uri = store
-    tracker.send(lines(5, 6))
-    tracker.finish("FINISHED")
-    _, found = history(store, tmp_path, "loss")
-    assert sorted(each.step for each in found) == list(range(1, 11))
+def test_a_new_place_gets_a_copy_of_its_own(tmp_path: Path, store: str) -> None:
+    folder = write_run(tmp_path / "run", store)
+    RunCopy(folder).close("KILLED")
+    before = Intent.read(folder)
+    assert before is not None and is_settled(folder, before)
+    assert Intent.of(TrackerSettings(uri=store), "run", before).token == before.token
+    moved = Intent.of(TrackerSettings(uri=store, experiment="other"), "run", before)
+    assert moved.token != before.token and not is_settled(folder, moved)
+
+
+def test_a_damaged_intent_is_no_intent(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", None)
+    for text in ("", "[]", '{"uri": null}'):
+        (folder / "mlflow.json").write_text(text)
+        assert Intent.read(folder) is None
+        with pytest.raises(GetaError, match="does not say where its copy"):
+            RunCopy(folder)
 
 
 def test_processes_may_open_a_new_store_together(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
-    code = f"from orchestration.tracking.mlflow import open_store; print(open_store({uri!r}, 'geta')[1])"
+    code = f"from orchestration.tracking.store import open_store; print(open_store({uri!r}, 'geta')[1])"
     processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)
     ]
     outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
     assert len({out.split()[-1] for out, _ in outputs}) == 1
+
+
+def test_a_store_that_was_killed_half_made_is_made_again(tmp_path: Path) -> None:
+    """Killed in the middle of MLflow's migrations, a file could never be opened again."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = f"from orchestration.tracking.store import open_store; open_store({uri!r}, 'geta')"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    partial = tmp_path / "mlflow.db.partial"
+    until = time.monotonic() + 200
+    while not (partial.exists() and partial.stat().st_size > 100_000) and time.monotonic() < until:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists() and partial.exists()
+    client, _ = open_store(uri, "geta")
+    assert client.get_experiment_by_name("geta") is not None and not partial.exists()
 
 
 def test_sqlite_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,13 +202,87 @@ def test_sqlite_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert sqlite_path("http://127.0.0.1:5000") is None
 
 
-def test_a_finished_run_knows_whether_its_tracker_saw_the_end(tmp_path: Path, store: str) -> None:
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("http://me:secret@host:5000", "must not hold a password"),
+        ("postgresql://geta:secret@host/db", "must not hold a password"),
+        ("postgresql://host/db?user=geta&password=secret", "must not hold a password"),
+        ("./mlruns", "must be http"),
+        ("file:///mlruns", "must be http"),
+        ("http://", "must name a host"),
+        ("http://[::1", "is no address"),
+    ],
+)
+def test_addresses_that_are_refused(uri: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrackerSettings(uri=uri)
+    assert words in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_addresses_that_are_taken() -> None:
+    for uri in (
+        "http://127.0.0.1:5000",
+        "https://me@host/mlflow",
+        "sqlite:///a.db",
+        "postgresql+psycopg://geta@host/db",
+    ):
+        assert uri_faults(uri) == []
+
+
+def test_a_finished_run_knows_whether_its_copy_saw_the_end(tmp_path: Path, store: str) -> None:
     from orchestration.compose import compose
 
     config = compose([f"tracker.uri={store}"])
-    assert unfinished_trackers(config, tmp_path) == []
-    tracker = MlflowTracker(config.tracker, store, "name", tmp_path)
-    tracker.start({}, {})
-    assert len(unfinished_trackers(config, tmp_path)) == 1
+    folder = tmp_path / "run"
+    assert unfinished_trackers(config, folder) == []
+    write_run(folder, store)
+    write_result(folder, 0, 0.5)
+    assert len(unfinished_trackers(config, folder)) == 1
+    RunCopy(folder).close("KILLED")
+    assert len(unfinished_trackers(config, folder)) == 1
+    RunCopy(folder).close("FINISHED")
+    assert unfinished_trackers(config, folder) == []
+
+
+def test_the_tracker_survives_its_own_process(tmp_path: Path, store: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The process that sends is killed in the middle: the next line starts another one, and nothing is lost."""
+    folder = write_run(tmp_path / "run", store, 3)
+    tracker = MlflowTracker(TrackerSettings(uri=store), "run", folder)
+    tracker.start({"run.seed": 3}, TAGS)
+    assert tracker._process is not None
+    tracker._process.kill()
+    tracker._process.wait()
+    line = Journal(folder).append("epoch", (4, 4), "joint", {"loss": 0.1})
+    tracker.send([line])
+    write_result(folder, 0, 0.5)
     tracker.finish("FINISHED")
-    assert unfinished_trackers(config, tmp_path) == []
+    (run,) = copies(store)
+    assert run.info.status == "FINISHED" and len(history(store, run, "loss")) == 4 and not caplog.records
+
+
+def test_samples_of_the_machine(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        sampler = Sampler(process.pid, tmp_path)
+        sampler.sample()
+        time.sleep(0.3)
+        sampler.sample()
+    finally:
+        process.kill()
+        process.wait()
+    sampler.sample()
+    first, second = Tail(tmp_path / "system.jsonl").read()
+    assert (first.step, second.step) == (0, 1), "a process that is gone gives no sample"
+    assert second.metrics["system/process_cpu_percentage"] > 0
+    assert second.metrics["system/process_memory_megabytes"] > 1
+    assert second.metrics["system/disk_available_megabytes"] > 1
+    assert Sampler(process.pid, tmp_path)._count == 2, "the next attempt counts on"
+
+
+def test_lines_of_nvidia_smi() -> None:
+    assert gpu_metrics("0, 37, 1000\n1, [N/A], 0\n\nnonsense\n") == {
+        "system/gpu_0_utilization_percentage": 37.0,
+        "system/gpu_0_memory_usage_megabytes": 1048.576,
+        "system/gpu_1_memory_usage_megabytes": 0.0,
+    }

@@ -17,9 +17,9 @@ ENGINE_LAZY = {"onnx"}
 # What the training process of one run may import when its modules are loaded: a bare machine has no more.
 RUN = ENGINE | {"yaml"}
 # The other dependencies of the distribution.
-LAZY = {"ray", "mlflow", "optuna", "hydra", "omegaconf", "submitit", "matplotlib", "rich", "sklearn", "PIL"}
+LAZY = {"ray", "mlflow", "optuna", "hydra", "omegaconf", "submitit", "matplotlib", "rich", "sklearn", "PIL", "psutil"}
 # Never imported when a module of ours is loaded, in any package.
-HEAVY = LAZY | {"pandas", "psutil", "transformers", "onnx"}
+HEAVY = LAZY | {"pandas", "transformers", "onnx"}
 
 # Refuses every package of HEAVY, then imports the modules named on the command line.
 BARE = """

@@ -1,0 +1,1 @@
+"""Servers that a team shares: PostgreSQL and MLflow's server, without root rights, on the loopback address alone."""
