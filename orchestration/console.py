@@ -11,7 +11,7 @@ from orchestration.signals import StoppedError
 
 USER_ERROR = 2
 """Exit code when something the user can put right went wrong."""
-WIDE = 150
+WIDE = 180
 """Columns of a table that does not go to a terminal."""
 
 
