@@ -16,7 +16,7 @@ from sweeps import tuning
 from sweeps.compare import Plan, compare, main
 from sweeps.comparison import notes, save_record
 
-SHORT = ("task=digits", "tracker=jsonl", "run.steps=24", "run.threads=1")
+SHORT = ("task=digits", "tracker=jsonl", "run.steps=40", "run.threads=1")
 
 
 def test_every_method_meets_the_bops_of_geta(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
