@@ -50,7 +50,9 @@ def test_every_family_is_in_the_legend_and_every_box_in_the_picture(name: str) -
         title = block.module if block.kind == "weight" else block.operation
         assert any(title in text for text in texts)
         if block.pinned is not None and block.kind == "weight":
-            assert any(block.pinned in text and "url(#stays)" in _code(box) for text, box in zip(texts, boxes, strict=True))
+            assert any(
+                block.pinned in text and "url(#stays)" in _code(box) for text, box in zip(texts, boxes, strict=True)
+            )
 
 
 def _code(box: ElementTree.Element) -> str:
@@ -126,7 +128,7 @@ def test_a_layout_keeps_distances_and_direction(graph: tuple[list[tuple[float, f
         above = layout.y[a] + sizes[a][1] <= layout.y[b] + 1e-9 or layout.y[b] + sizes[b][1] <= layout.y[a] + 1e-9
         assert apart or above
     for box, (width, _) in enumerate(sizes):
-        assert -1e-6 <= layout.x[box] - width / 2 and layout.x[box] + width / 2 <= layout.width + 1e-6
+        assert layout.x[box] - width / 2 >= -1e-6 and layout.x[box] + width / 2 <= layout.width + 1e-6
         # A line that passes a box keeps clear of it.
         for edge, points in layout.bends.items():
             for x, y in points:
@@ -167,7 +169,7 @@ def test_a_long_chain_is_cut_into_columns_of_like_length() -> None:
 
 def test_names_are_escaped_and_cut() -> None:
     found = inspected("unet")
-    blocks = tuple(dataclasses.replace(block, module=f"a<b>&\"{'x' * 60}.{block.module}") for block in found.blocks)
+    blocks = tuple(dataclasses.replace(block, module=f'a<b>&"{"x" * 60}.{block.module}') for block in found.blocks)
     root = ElementTree.fromstring(dataclasses.replace(found, blocks=blocks).svg())
     texts = ["".join(each.itertext()) for each in root.iter(f"{SVG}text")]
     assert any(text.startswith("…xxx") for text in texts) and max(map(len, texts)) < 110
