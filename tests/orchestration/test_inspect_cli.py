@@ -108,7 +108,7 @@ def test_ones_own_model_with_operations_that_have_no_rule(
     assert code == 1 and not err
     found = json.loads((tmp_path / "a.json").read_text())
     assert [each["name"] for each in found["missing"]] == ["unruly.turn.default", "aten.cumsum.default"]
-    assert all(each["places"][0]["source"].startswith("unruly.py:19: return self.head") for each in found["missing"])
+    assert all(each["places"][0]["source"].startswith("unruly.py:17: return self.head") for each in found["missing"])
     for each in found["missing"]:
         assert each["fix"] in out
 
