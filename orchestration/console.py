@@ -66,7 +66,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], tex
     for number, column in enumerate(columns):
         left = number == 0 or number in texts
         drawn.add_column(
-            column, justify="left" if left else "right", no_wrap=number not in texts, overflow="fold" if left else None
+            column,
+            justify="left" if left else "right",
+            no_wrap=number not in texts,
+            overflow="fold" if left else "ellipsis",
         )
     for row in rows:
         drawn.add_row(*map(Text, row))

@@ -64,10 +64,11 @@ def _short(file: str) -> str:
     return str(Path(file).relative_to(here)) if Path(file).is_relative_to(here) else file
 
 
-def operations(captures: Capture, tracked: Iterable[fx.Node]) -> tuple[Operation, ...]:
+def operations(captured: Capture, tracked: Iterable[fx.Node]) -> tuple[Operation, ...]:
     """The table of operations, the most frequent first."""
-    reached, rows = set(tracked), {}
-    for node in captures.graph.nodes:
+    reached = set(tracked)
+    rows: dict[tuple[str, Treatment, str], int] = {}
+    for node in captured.graph.nodes:
         if node.op == "call_function":
             key = (spelled(node), treatment(node, node in reached), _origin(node, node in reached))
             rows[key] = rows.get(key, 0) + 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
-
 import torch
 from torch import Tensor, fx
 
@@ -67,4 +65,4 @@ class _Search:
     def _layers(self, node: fx.Node) -> Iterable[Tensor]:
         value = self.graph.first.values.get(node, ())
         layers = [layer for each in value for layer in each] if isinstance(value, list) else list(value)
-        return cast(list[Tensor], layers)
+        return layers
