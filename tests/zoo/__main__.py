@@ -123,7 +123,9 @@ def write_table(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__)
-    parser.add_argument("--only", default="", help="names, or beginnings of names, in the order to check them, comma-separated")
+    parser.add_argument(
+        "--only", default="", help="names, or beginnings of names, in the order to check them, comma-separated"
+    )
     parser.add_argument("--list", action="store_true", help="print the families and end")
     parser.add_argument("--json", type=Path, default=RECORDS, help="one line per family, written as it goes")
     parser.add_argument("--resume", action="store_true", help="keep that file, and skip the families that passed in it")

@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.zoo.family import Family, Kind, images
 
+BLOCKS = 2
 _VIT = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32}
 
 
@@ -290,6 +291,17 @@ ATTENTION: dict[str, tuple[str, int, Any]] = {
 Arguments = dict[str, Any] | Callable[[Any], dict[str, Any]]
 
 
+def shortened(model: nn.Module) -> nn.Module:
+    """Leave two blocks of each row of blocks whose shapes repeat from the second on."""
+    for row in list(model.modules()):
+        if type(row) is nn.Sequential and len(row) > BLOCKS:
+            kinds = {type(block) for block in row}
+            shapes = {tuple(tensor.shape for tensor in block.state_dict().values()) for block in row[1:]}
+            if len(kinds) == len(shapes) == 1 and shapes != {()}:
+                del row[BLOCKS:]
+    return model
+
+
 def _builder(module: str, model: str, arguments: Arguments) -> Callable[[], nn.Module]:
     """``model`` is a registered model, or a class of the module where the registered ones fix their arguments."""
 
@@ -299,9 +311,8 @@ def _builder(module: str, model: str, arguments: Arguments) -> Callable[[], nn.M
         home = importlib.import_module(f"timm.models.{module}")
         given = arguments(home) if callable(arguments) else arguments
         if timm.is_model(model):
-            return timm.create_model(model, num_classes=10, **given)
-        made: nn.Module = getattr(home, model)(num_classes=10, **given)
-        return made
+            return shortened(timm.create_model(model, num_classes=10, **given))
+        return shortened(getattr(home, model)(num_classes=10, **given))
 
     return build
 
