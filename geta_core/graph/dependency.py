@@ -187,7 +187,8 @@ class Dependencies:
         if self.heads == "head":
             self._keep_heads(node, spread)
         for i, left in enumerate(spread):
-            self._tie_within(left)
+            others = {dim for right in (*spread[:i], *spread[i + 1 :]) for layer in right for dim in varying(layer)}
+            self._tie_within(left, contracted | others)
             for right in spread[i + 1 :]:
                 for a in left:
                     for b in right:
@@ -244,10 +245,10 @@ class Dependencies:
         for layers in spread:
             layers[:] = [layer for layer in layers if not any(layer is other for other in dropped)]
 
-    def _tie_within(self, layers: Sequence[Tensor]) -> None:
-        """An index with two labels (two dimensions flattened into one) goes with either: both are one group."""
+    def _tie_within(self, layers: Sequence[Tensor], met: frozenset[int]) -> None:
+        """An index with two labels (two dimensions flattened into one) that meets a third goes with either."""
         for a, b in itertools.combinations(layers, 2):
-            if varying(a) & varying(b):
+            if varying(a) & varying(b) & met:
                 self.space.ties.append(_facing(a, b))
 
     def _mark(

@@ -36,6 +36,8 @@ class Zeros:
         self.values: dict[fx.Node, Value] = {}
         self.reasons: dict[int, str] = {}
         """Components that may not be removed, with the reason."""
+        self.numbers: dict[fx.Node, Tensor | None] = {}
+        """Single numbers that come from buffers and constants alone."""
         self._labels: dict[fx.Node, Layers] = {}
 
     def zeros(self, value: Any) -> Layers:

@@ -9,7 +9,17 @@ from functools import cache
 def install_all() -> None:
     """Enter every built-in rule once."""
     import geta_core.quantize.op  # noqa: F401  # defines the quantizer op that one rule names
-    from geta_core.graph.rules import along, contraction, norms, pointwise, recurrent, reductions, views, windows
+    from geta_core.graph.rules import (
+        along,
+        contraction,
+        norms,
+        pointwise,
+        quantizers,
+        recurrent,
+        reductions,
+        views,
+        windows,
+    )
 
-    for module in (pointwise, contraction, views, norms, reductions, along, windows, recurrent):
+    for module in (pointwise, contraction, views, norms, reductions, along, windows, recurrent, quantizers):
         module.install()

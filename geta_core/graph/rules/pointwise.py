@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def _zeros(ctx: Zeros, node: fx.Node) -> Layers:
     arguments = _tensor_arguments(node)
     rank = len(shape_of(node))
     found: list[Tensor] = []
-    for subset in zeroing_subsets(node):
+    for subset in zeroing_subsets(node, [constant(ctx, argument) for argument in arguments]):
         layers = ctx.zeros(arguments[subset[0]])
         for index in subset[1:]:
             layers = meet(layers, ctx.zeros(arguments[index]))
@@ -44,10 +45,40 @@ def _zeros(ctx: Zeros, node: fx.Node) -> Layers:
     return tidy(found)
 
 
-def zeroing_subsets(node: fx.Node) -> list[tuple[int, ...]]:
+def constant(ctx: Zeros, node: fx.Node) -> Tensor | None:
+    """The number behind a value that comes from single numbers in buffers and constants alone, else None.
+
+    Such a number (a zero point, the end of a grid) is a setting; ``finish`` proves the result with its last value.
+    """
+    if node not in ctx.numbers:
+        ctx.numbers[node] = _computed(ctx, node)
+    return ctx.numbers[node]
+
+
+def _computed(ctx: Zeros, node: fx.Node) -> Tensor | None:
+    shown = node.meta.get("val")
+    if not isinstance(shown, Tensor) or shown.numel() != 1 or node in ctx.capture.data:
+        return None
+    if node.op == "placeholder":
+        name = ctx.capture.names.get(node)
+        held = None if name is None or name in ctx.capture.parameters else ctx.capture.tensors[name]
+        return held.detach().cpu() if held is not None else None
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or schema.is_mutable:
+        return None
+    known = {source: constant(ctx, source) for source in node.all_input_nodes}
+    if any(value is None for value in known.values()):
+        return None
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+    result = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result if isinstance(result, Tensor) else None
+
+
+def zeroing_subsets(node: fx.Node, constants: Sequence[Tensor | None] = ()) -> list[tuple[int, ...]]:
     """Smallest sets of tensor arguments whose being zero makes the result exactly zero, found by evaluation.
 
-    The other arguments take random values of both signs and many scales (or both truth values).
+    The other arguments take random values of both signs and many scales (or both truth values), or the number that
+    ``constants`` gives.
     """
     arguments = _tensor_arguments(node)
     generator = torch.Generator().manual_seed(0)
@@ -57,6 +88,9 @@ def zeroing_subsets(node: fx.Node) -> list[tuple[int, ...]]:
         noise = torch.randn(_PROBES, generator=generator, dtype=torch.float64)
         dtype = argument.meta["val"].dtype
         probes.append(noise > 0 if dtype == torch.bool else (noise * scale).to(dtype))
+    for i, number in enumerate(constants):
+        if number is not None:
+            probes[i] = number.reshape(1).expand(_PROBES)
     found: list[tuple[int, ...]] = []
     for count in range(1, len(arguments) + 1):
         for subset in itertools.combinations(range(len(arguments)), count):
@@ -106,20 +140,6 @@ def _prelu_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     return ctx.combine(node, [ctx.operand(x, range(rank)), ctx.operand(weight, (1,))], range(rank))
 
 
-def _quantizer_labels(ctx: Dependencies, node: fx.Node) -> Layers:
-    """Labels pass through; per-channel steps, ranges and exponents are cut with the channel that they belong to."""
-    x, *others = node.args
-    for value in others:
-        if isinstance(value, fx.Node):
-            ctx.quantizer_ids += [layer[layer >= 0] for layer in ctx.layers(value)]
-    shape = shape_of(x)
-    operands = [ctx.operand(x, range(len(shape)))]
-    for value in others:
-        if isinstance(value, fx.Node) and shape_of(value):
-            operands.append(ctx.operand(value, range(len(shape) - len(shape_of(value)), len(shape))))
-    return ctx.combine(node, operands, range(len(shape)))
-
-
 def install() -> None:
     """Enter the rules of this file."""
     add([torch.Tag.pointwise], Rule(_labels, _zeros))
@@ -131,7 +151,6 @@ def install() -> None:
     others = [aten.not_equal, aten.square, aten.fix, aten.float_power, aten.masked_fill, aten.log_sigmoid, aten.rsub]
     more = [aten.selu, aten.celu, aten.polar, aten.complex, aten.isfinite, aten.isnan, aten.isinf]
     add([*names, *logic, *others, *more, aten.rrelu, aten.threshold, aten.nan_to_num], Rule(_labels, _zeros))
-    add([aten.fake_quantize_per_tensor_affine], Rule(_labels, _zeros))
     keep = [
         aten.dropout,
         aten.dropout_,
@@ -147,4 +166,3 @@ def install() -> None:
     )
     add([operator.getitem], Rule(_getitem_labels, _getitem_zeros))
     add([aten.prelu], Rule(_prelu_labels, _same_zeros))
-    add([torch.ops.geta.fake_quantize.default], Rule(_quantizer_labels, _same_zeros))

@@ -58,7 +58,7 @@ def _sum_zeros(ctx: Zeros, node: fx.Node) -> Layers:
     dims = _dims(node)
     letters = tuple(range(len(shape_of(node.args[0]))))
     ctx.require_zero(node, [(node.args[0], ctx.first.operand(node.args[0], letters))], dims)
-    return _passing_zeros(ctx, node)  # type: ignore[return-value]
+    return tidy(_reduced(layer, node, dims) for layer in ctx.zeros(node.args[0]) if not varying(layer) & dims)
 
 
 def _statistic_labels(ctx: Dependencies, node: fx.Node) -> Value:
@@ -77,6 +77,39 @@ def _passing_zeros(ctx: Zeros, node: fx.Node) -> Value:
         return found
     # Where an extreme value lies is not zero because the values are.
     return [found if part.dtype == value[0].dtype else () for part in value]
+
+
+def _is_size(node: Any) -> bool:
+    """Whether a value is an absolute value, seen through moves: it has no negative elements."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet in (aten.abs, aten.abs_, aten.square, aten.relu, aten.relu_):
+            return True
+        if packet not in (aten.view, aten.reshape, aten.flatten, aten.permute, aten.transpose, aten.contiguous, *_SAME):
+            return False
+        node = node.args[0]
+    return False
+
+
+_SAME = (aten.detach, aten.detach_, aten.alias, aten.clone, aten.to)
+
+
+def _largest_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    """Zeros do not change the largest of sizes: they may go, like those of a sum.
+
+    In the largest of a weight, what is removed is zeroed as well, also where the weight reads it.
+    """
+    if not _is_size(node.args[0]):
+        return _statistic_labels(ctx, node)
+    if node not in ctx.capture.data:
+        ctx.passed += [layer[layer >= 0] for layer in ctx.layers(node.args[0])]
+    return results(node, _sum_labels(ctx, node))
+
+
+def _largest_zeros(ctx: Zeros, node: fx.Node) -> Value:
+    found = _sum_zeros(ctx, node) if _is_size(node.args[0]) else ()
+    value = node.meta["val"]
+    return [found, *[()] * (len(value) - 1)] if isinstance(value, (list, tuple)) else found
 
 
 def _norm_labels(ctx: Dependencies, node: fx.Node) -> Value:
@@ -271,9 +304,7 @@ def install() -> None:
     add([aten.sum], Rule(_sum_labels, _sum_zeros))
     means: Sequence[Any] = [
         aten.mean,
-        aten.amax,
         aten.amin,
-        aten.max,
         aten.min,
         aten.var,
         aten.std,
@@ -289,6 +320,7 @@ def install() -> None:
         aten.kthvalue,
         aten.aminmax,
     ]
+    add([aten.amax, aten.max], Rule(_largest_labels, _largest_zeros))
     add(means, Rule(_statistic_labels, _passing_zeros))
     add([aten.logsumexp], Rule(_statistic_labels, _no_zeros))
     add([aten.linalg_vector_norm], Rule(_norm_labels, _norm_zeros))
