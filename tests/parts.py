@@ -49,7 +49,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "cifar10": _cifar10,
     "compiler": _compiler,
     "gpu": _gpu,
-    **{name: _package(name) for name in ("timm", "torchvision", "transformers")},
+    **{name: _package(name) for name in ("brevitas", "timm", "torchao", "torchvision", "transformers")},
 }
 
 
