@@ -10,7 +10,8 @@ A method may have more, each of which is used where it is there:
   in which its fields are tuned; the fields' own defaults are the paper's;
 * ``steps(total_steps)``: how many optimizer steps it takes of the run's budget (``planned_steps``);
 * ``matched(model, example_inputs)``: the same method with its knobs set so that it meets ``match_bops``
-  (``baselines.matching``).
+  (``baselines.matching``: ``Matching`` searches sparsity and bit widths, ``Targeted`` is for methods that meet a target
+  by themselves).
 """
 
 from __future__ import annotations

@@ -37,12 +37,29 @@ Target = Annotated[float, Bounds(0, 1, above=True)] | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matching:
-    """A method that can be asked for a relative BOPs."""
+class Targeted:
+    """A method that can be asked for a relative BOPs and meets it by itself."""
 
     match_bops: Target = None
-    """Relative BOPs (0.01) to meet within 10 %, or a finished run whose BOPs are met; null: sparsity and bits as
-    given."""
+    """Relative BOPs (0.01) to meet within 10 %, or a finished run whose BOPs are met; null: no such target."""
+
+    def matched(self, model: nn.Module, example_inputs: Any) -> Self:
+        """Return this method with ``match_bops`` as a number.
+
+        Raises:
+            ConfigError: when the target is no number or run.
+        """
+        return replace(self, match_bops=target_of(self.match_bops))
+
+    @property
+    def target_bops(self) -> float | None:
+        """The number to meet; None where none is asked for."""
+        return target_of(self.match_bops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching(Targeted):
+    """A method whose sparsity and bit widths are found by search."""
 
     def matched(self, model: nn.Module, example_inputs: Any) -> Self:
         """Return this method with knobs that meet the target; ``match_bops`` is the target's number then.
@@ -50,7 +67,7 @@ class Matching:
         Raises:
             ConfigError: when the target is no number or run, or cannot be met, with the range that can.
         """
-        target = target_of(self.match_bops)
+        target = self.target_bops
         if target is None:
             return self
         found = search(self, Gauge.of(float_model(model, example_inputs)), target)
@@ -59,11 +76,6 @@ class Matching:
     def knobs(self) -> tuple[str, ...]:
         """Return the fields that move the BOPs."""
         return tuple(field.name for field in fields(self) if field.name in KNOBS)
-
-    @property
-    def target_bops(self) -> float | None:
-        """The number to meet; None where none is asked for."""
-        return None if self.match_bops is None else target_of(self.match_bops)
 
 
 class Plan(NamedTuple):

@@ -9,6 +9,10 @@ With the weight W, the step s and the inputs z of the layer in the float model a
 
 beta falls from 20 to 2 after a warm start without f_reg. The error is a quadratic form of E[x x^T] and E[z x^T], so the
 whole calibration set is used in every step at a cost that does not depend on its size.
+
+Differs: the error is divided by that of rounding to nearest, per weight, so that one lambda fits every layer; the
+paper's 0.01 is for errors in units of the outputs, which differ in size from layer to layer. With fewer iterations
+than the paper's 10000 the rate of Adam rises in proportion, so that V can go as far.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor
 
 ZETA, GAMMA = 1.1, -0.1
+PUBLISHED_ITERATIONS = 10000
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,16 @@ class AdaRound:
 
     Attributes:
         iterations: steps of Adam.
-        lr: rate of Adam.
-        regularization: lambda.
+        lr: rate of Adam with 10000 iterations.
+        regularization: lambda, for errors in units of the mean error per weight of rounding to nearest.
         beta_start: beta after the warm start.
         beta_end: beta at the end.
         warm_start: share of the iterations without the regularization.
     """
 
-    iterations: int = 10000
+    iterations: int = PUBLISHED_ITERATIONS
     lr: float = 1e-3
-    regularization: float = 0.01
+    regularization: float = 10.0
     beta_start: float = 20.0
     beta_end: float = 2.0
     warm_start: float = 0.2
@@ -90,13 +95,14 @@ def adaround(weight: Tensor, step: Tensor, top: int, xx: Tensor, zx: Tensor, set
     floor = scaled.floor()
     nearest = scaled.round().clamp(-top, top)
     v = initial(scaled - floor).requires_grad_()
-    adam = torch.optim.Adam([v], lr=settings.lr)
+    adam = torch.optim.Adam([v], lr=settings.lr * max(1.0, PUBLISHED_ITERATIONS / settings.iterations))
     pull = 2 * (weight @ zx)
+    unit = _nearest_error(weight, nearest * step, xx) / weight.numel()
     with torch.enable_grad():
         for iteration in range(settings.iterations):
             h = rectified_sigmoid(v)
             soft = step * (floor + h).clamp(-top, top)
-            loss = (soft * (soft @ xx - pull)).sum()
+            loss = (soft * (soft @ xx - pull)).sum() / unit
             beta = settings.beta(iteration)
             if beta is not None:
                 loss = loss + settings.regularization * (1 - (2 * h - 1).abs().pow(beta)).sum()
@@ -106,3 +112,10 @@ def adaround(weight: Tensor, step: Tensor, top: int, xx: Tensor, zx: Tensor, set
     hard = (floor + up).clamp(-top, top)
     errors = [output_error(levels * step, weight, xx, zx) for levels in (hard, nearest)]
     return torch.where((errors[0] <= errors[1]).unsqueeze(-1), hard, nearest)
+
+
+def _nearest_error(weight: Tensor, nearest: Tensor, xx: Tensor) -> Tensor:
+    """Return E||(W - W~) x||^2 of rounding to nearest for the same inputs, 0-dim and positive."""
+    gap = weight - nearest
+    error = ((gap @ xx) * gap).sum()
+    return torch.where(error > 0, error, torch.ones_like(error))
