@@ -25,14 +25,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 import geta_core as geta
-from baselines.helpers.gauge import Bits
 from baselines.helpers.masks import first_step, kept_levels, put_on_, refit_step, take_off_
+from baselines.helpers.post_training import Bits
+from baselines.helpers.reach import demand_reachable
 from baselines.helpers.soft_cost import SoftCost
 from baselines.helpers.targets import Plan
 from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Phases, Positive, compression
@@ -172,6 +173,18 @@ class Annc(Targeted):
     """Share of the run after which widths and supports are fixed."""
     lr_quant: Positive = 1e-3
     """Learning rate of the ranges once they are fixed, in the logarithm (Adam)."""
+
+    def matched(self, model: nn.Module, example_inputs: Any) -> Self:
+        """Return this method with ``match_bops`` as a number.
+
+        Raises:
+            ConfigError: when the bounds of the bit widths do not allow it.
+        """
+        target, inputs = self.target_bops, self.activation_bits
+        if target is not None:
+            pair = None if inputs is None else (inputs, inputs)
+            demand_reachable(target, model, example_inputs, self.weight_bits, pair, None)
+        return super().matched(model, example_inputs)
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Attach quantizers, and masks in front of those of the weights; both are off at first."""

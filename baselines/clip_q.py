@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 import geta_core as geta
-from baselines.helpers.gauge import Bits
 from baselines.helpers.masks import put_on_, take_off_
+from baselines.helpers.post_training import Bits
 from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Positive, compression, fixed_widths, phases_of
 from baselines.matching import Matching
 from baselines.schema import Bounds

@@ -25,8 +25,8 @@ import torch
 from torch import nn
 
 import geta_core as geta
-from baselines.helpers.gauge import Bits
 from baselines.helpers.masks import largest_mask, put_on_, take_off_
+from baselines.helpers.post_training import Bits
 from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Positive, compression, fixed_widths, phases_of
 from baselines.matching import Matching
 from baselines.schema import Bounds

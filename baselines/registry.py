@@ -100,6 +100,9 @@ METHODS = Registry(
         "qst_b": "baselines.qst_b:QstB",
         "annc": "baselines.annc:Annc",
         "clip_q": "baselines.clip_q:ClipQ",
+        # Through another library.
+        "pat": "baselines.torchao_rivals.pat:Pat",
+        "parq": "baselines.torchao_rivals.parq:Parq",
     },
     "geta.methods",
 )

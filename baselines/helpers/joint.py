@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import geta_core as geta
 from baselines.helpers.channels import gates_of
 from baselines.helpers.grids import Grids
+from baselines.helpers.reach import demand_reachable
 from baselines.helpers.soft_cost import SoftCost
 from baselines.helpers.stepping import HeldZeros, StagedOptimizer, share_of_steps
 from baselines.helpers.targets import Plan, alive_after, nearest, removable
@@ -46,6 +47,17 @@ class JointSettings(Targeted):
 
     def __post_init__(self) -> None:
         self.compression()
+
+    def matched(self, model: nn.Module, example_inputs: Any) -> Self:
+        """Return this method with ``match_bops`` as a number.
+
+        Raises:
+            ConfigError: when the bounds of groups and bit widths do not allow it.
+        """
+        if self.target_bops is not None:
+            bounds = self.weight_bits, self.activation_bits
+            demand_reachable(self.target_bops, model, example_inputs, *bounds, self.min_kept)
+        return super().matched(model, example_inputs)
 
     def widths(self) -> tuple[int, ...] | None:
         """Return the only bit widths that are allowed; None allows every whole number in the bounds."""

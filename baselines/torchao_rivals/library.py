@@ -1,0 +1,134 @@
+"""torchao, imported where it is used, and an optimizer around one of its optimizers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import geta_core as geta
+from geta_core.errors import ConfigError, ScheduleError
+
+
+def torchao(module: str) -> Any:
+    """Import a module of torchao.
+
+    Raises:
+        ConfigError: where it is missing, with the line that installs it.
+    """
+    try:
+        return importlib.import_module(f"torchao.{module}")
+    except ImportError as error:
+        text = " ".join(str(error).split())
+        message = f"method=pat and method=parq need torchao's {module}: pip install 'torchao>=0.18' ({text})"
+        raise ConfigError([message]) from error
+
+
+class LibraryOptimizer(torch.optim.Optimizer):
+    """Counts the steps of a library's optimizer, and saves and loads what it keeps in parameter groups and state.
+
+    The library's optimizers keep everything in the groups and the state of the optimizer that they wrap; those are this
+    object's own, so that schedulers, scalers and checkpoints see one optimizer like any other.
+
+    Args:
+        prepared: bound to this optimizer.
+        groups: parameter groups, with the keys that the library reads.
+        inner: torch.optim class of the weights.
+        keywords: its arguments.
+        total_steps: of the run.
+    """
+
+    def __init__(
+        self,
+        prepared: geta.Prepared,
+        groups: list[dict[str, Any]],
+        inner: type[torch.optim.Optimizer],
+        keywords: dict[str, Any],
+        total_steps: int,
+    ) -> None:
+        self.prepared, self.total_steps, self._clock = prepared, total_steps, 0
+        defaults = dict(inner([nn.Parameter(torch.zeros(1))], **keywords).defaults)
+        super().__init__(groups, defaults)
+        self.inner = inner(self.stepped_groups(), **keywords)
+        self.share()
+        self.library = self.build()
+        prepared.bind(self)
+
+    def stepped_groups(self) -> list[dict[str, Any]]:
+        """Return the parameter groups that the torch.optim class steps."""
+        return self.param_groups
+
+    def build(self) -> Any:
+        """Return the library's optimizer."""
+        raise NotImplementedError
+
+    def share(self) -> None:
+        """Point the torch.optim class to this object's groups and state."""
+        self.inner.param_groups, self.inner.state = self.stepped_groups(), self.state
+
+    @property
+    def clock(self) -> int:
+        """Number of steps done."""
+        return self._clock
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step of the run is done."""
+        return self._clock >= self.total_steps
+
+    def fixed_bits(self) -> dict[str, Tensor]:
+        """Return nothing: there are no quantizers while the library trains."""
+        return {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Do one step of the library's optimizer."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.library_step()
+        self._clock += 1
+        return loss
+
+    def library_step(self) -> None:
+        """Call the library."""
+        self.library.step()
+
+    def loaded(self) -> None:
+        """Follow a state that was loaded."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return groups and state, the library's entries among them, and the clock."""
+        return {**super().state_dict(), "method": {"clock": self._clock, "total_steps": self.total_steps}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state.
+
+        Raises:
+            ScheduleError: the state is of another optimizer or another run.
+        """
+        own = state_dict.get("method")
+        if own is None or own.get("total_steps") != self.total_steps:
+            raise ScheduleError(
+                f"the state must come from a run of {self.total_steps} steps of this method, but is not"
+            )
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "method"})
+        self._clock = own["clock"]
+        self.share()
+        self.loaded()
+
+
+def demand_finished(prepared: geta.Prepared) -> LibraryOptimizer:
+    """Return the bound optimizer.
+
+    Raises:
+        ScheduleError: while its run is not complete.
+    """
+    optimizer = prepared.optimizer
+    if not isinstance(optimizer, LibraryOptimizer) or not optimizer.finished:
+        raise ScheduleError("finish: the schedule is not complete; train to the run's end")
+    return optimizer
