@@ -45,11 +45,23 @@ def _package(name: str) -> Callable[[], str | None]:
     return lambda: None if importlib.util.find_spec(name) else f"the package {name} is not installed"
 
 
+def _postgresql() -> str | None:
+    from geta_core.errors import GetaError
+    from orchestration.services.postgres import find_programs
+
+    try:
+        find_programs()
+    except GetaError as error:
+        return str(error)
+    return None if importlib.util.find_spec("psycopg") else "the package psycopg is not installed"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "cifar10": _cifar10,
     "compiler": _compiler,
     "gpu": _gpu,
     **{name: _package(name) for name in ("brevitas", "timm", "torchao", "torchvision", "transformers")},
+    "postgresql": _postgresql,
 }
 
 

@@ -129,7 +129,7 @@ def main(arguments: Sequence[str]) -> None:
         journal = Journal(folder)
         journal.open_at(0)
         tracker = MlflowTracker(TrackerSettings(uri=uri), folder.name, folder)
-        tracker.start({"run.output": str(folder)}, TAGS)
+        tracker.start({"run.output": str(folder)}, {**TAGS, "geta.directory": str(folder)})
         for step in range(1, count + 1):
             metrics = {"loss": 1 / step, "val/accuracy": step / count}
             tracker.send([journal.append("epoch", (step, step), "joint", metrics)])
