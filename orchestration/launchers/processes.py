@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MARK = "GETA_LAUNCH"
@@ -76,3 +81,42 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def private_folder(launch: str) -> Iterator[Path]:
+    """Make a temporary folder for the processes of a launch; afterwards it and they are gone.
+
+    A small process of its own sees to that, so that it also holds when this one is killed. The folder's path is short:
+    Ray's sockets lie in it, and their paths may have 107 bytes.
+    """
+    path = Path(tempfile.mkdtemp(prefix="geta-", dir="/tmp"))
+    arguments = [sys.executable, "-m", "orchestration.launchers.processes", launch, str(path)]
+    source = str(Path(__file__).resolve().parents[2])
+    reaper = subprocess.Popen(
+        arguments,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": source},
+        start_new_session=True,
+    )
+    try:
+        yield path
+    finally:
+        assert reaper.stdin is not None
+        reaper.stdin.close()
+        reaper.wait()
+
+
+def main() -> None:
+    """Wait until the launcher closes the pipe, or is gone; then end what is left of a launch and remove its folder."""
+    launch, folder = sys.argv[1:]
+    sys.stdin.read()
+    end_marked(launch)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

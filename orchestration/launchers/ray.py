@@ -11,21 +11,18 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from geta_core.errors import GetaError
 from orchestration.config import Config, LauncherSettings
 from orchestration.launchers.base import LaunchFolder
-from orchestration.launchers.processes import MARK, end_marked
+from orchestration.launchers.processes import MARK, private_folder
 from orchestration.launchers.requeue import Requeues, saved_step
 from orchestration.owner import owned
 from orchestration.records import command
@@ -99,7 +96,7 @@ def _drive(
         "began": began,
     }
     asked = False
-    with _private_folder() as temporary, folder.log(DRIVER).open("ab") as log:
+    with private_folder(launch) as temporary, folder.log(DRIVER).open("ab") as log:
         mark = log.tell()
         environment = _environment(config.launcher, launch, temporary)
         arguments = [sys.executable, "-m", "orchestration.launchers.ray_driver", str(os.getpid())]
@@ -115,13 +112,13 @@ def _drive(
                     folder.ask_to_stop(stop.signal_number)
                     asked = True
                 show.copy()
-                time.sleep(LOOK_EVERY)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    driver.wait(LOOK_EVERY)
         finally:
             if driver.poll() is None:
                 driver.kill()
             driver.wait()
-            end_marked(launch)
-            show.copy()
+    show.copy()
     return _reason(driver.returncode, folder, mark)
 
 
@@ -141,6 +138,7 @@ def _environment(settings: LauncherSettings, launch: str, temporary: Path) -> di
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_worker_niceness": "0",  # else any other process of the machine comes before the training
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     }
     if settings.address is None:
@@ -151,16 +149,6 @@ def _environment(settings: LauncherSettings, launch: str, temporary: Path) -> di
             "TMPDIR": str(temporary),
         }
     return environment
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """Make a folder of our own with a short path: Ray's sockets lie in it, and their paths may have 107 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="geta-", dir="/tmp"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _reason(code: int, folder: LaunchFolder, mark: int) -> str:
