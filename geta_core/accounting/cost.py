@@ -21,11 +21,10 @@ from geta_core.accounting.products import Product, products
 from geta_core.graph.dependency import shape_of
 from geta_core.graph.groups import GroupGraph
 from geta_core.quantize import QuantSite
+from geta_core.quantize.packing import packed_bytes
 from geta_core.slim.graph_module import Removal
 
 FLOAT_BITS = 32
-NARROW_BITS = 8
-"""Levels of at most this many bits are stored in one byte, others in two."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,7 @@ class Account:
                 steps = bits[site.name]
                 if axis is not None and (name, axis) in keep:
                     steps = steps.index_select(axis, keep[name, axis].to(steps.device))
-                width = 1 if bool((steps.round() <= NARROW_BITS).all()) else 2
-                total += elements * width + steps.numel() * site.quantizer.d.element_size()
+                total += packed_bytes(elements, steps.round()) + steps.numel() * site.quantizer.d.element_size()
         return total
 
     def dense_bytes(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from geta_core.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
 CHECKSUM = "manifest_sha256"
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from geta_core.accounting.cost import NARROW_BITS
+from geta_core.config import HIGHEST_BITS, LOWEST_BITS
 from geta_core.errors import ArtifactError
+from geta_core.quantize.packing import pack, unpack
 
 if TYPE_CHECKING:
     from geta_core.finishing import QuantizedWeight
@@ -26,11 +27,6 @@ class Held:
     tensor: Tensor
     kind: Kind
     names: list[str]
-
-
-def integer_type(bits: int) -> torch.dtype:
-    """The narrowest type that holds the signed levels of a bit width."""
-    return torch.int8 if bits <= NARROW_BITS else torch.int16
 
 
 def held_tensors(model: nn.Module, graph: fx.GraphModule) -> list[Held]:
@@ -73,9 +69,12 @@ def stored(held: Held, weight: QuantizedWeight | None) -> tuple[dict[str, Tensor
     level = (value.to(torch.float64) / step.to(torch.float64)).round()
     if not torch.equal(_times(level, step, value.dtype), value):
         raise ArtifactError(f"save: {name} does not lie on its grid; was the model trained after finish?")
-    key = f"{name}.step"
-    entry |= {"bits": weight.bits.flatten().tolist(), "step": key, "dtype": _NAMES[value.dtype]}
-    return {name: level.to(integer_type(int(weight.bits.max()))), key: step}, entry
+    key, bits = f"{name}.step", weight.bits.reshape(step.shape)
+    entry |= {"bits": bits.flatten().tolist(), "step": key, "dtype": _NAMES[value.dtype], "shape": list(value.shape)}
+    try:
+        return {name: pack(level, bits), key: step}, entry
+    except ValueError as error:
+        raise ArtifactError(f"save: {name} does not fit its bit width: {error}") from error
 
 
 def restored(name: str, entry: Mapping[str, Any], file: Mapping[str, Tensor]) -> Tensor:
@@ -87,11 +86,25 @@ def restored(name: str, entry: Mapping[str, Any], file: Mapping[str, Tensor]) ->
     kind, value = entry["kind"], file[name]
     if "step" in entry:
         step = file[entry["step"]]
-        fits = value.dtype in (torch.int8, torch.int16) and step.is_floating_point()
-        if not fits or torch.broadcast_shapes(value.shape, step.shape) != value.shape:
-            raise ArtifactError(f"load: {name!r} is not stored as whole numbers with a step")
-        value = _times(value, step, _DTYPES[entry["dtype"]])
+        value = _times(_levels(name, entry, value, step), step, _DTYPES[entry["dtype"]])
     return nn.Parameter(value, value.is_floating_point()) if kind == "parameter" else value
+
+
+def _levels(name: str, entry: Mapping[str, Any], data: Tensor, step: Tensor) -> Tensor:
+    """The whole numbers of a packed weight; nothing of the stated size is made before the data have that size."""
+    shape, bits = tuple(entry["shape"]), torch.tensor(entry["bits"])
+    plain = all(type(size) is int and size >= 0 for size in shape) and all(type(b) is int for b in entry["bits"])
+    fits = plain and data.dtype == torch.uint8 and data.dim() == 1 and step.is_floating_point()
+    fits = fits and bits.numel() == step.numel() > 0 and bool(((bits >= LOWEST_BITS) & (bits <= HIGHEST_BITS)).all())
+    # Channels lie along one dimension, and every one of them has its own width.
+    fits = fits and step.dim() in (0, len(shape)) and sum(size > 1 for size in step.shape) <= 1
+    fits = fits and all(size in (1, whole) for size, whole in zip(step.shape, shape, strict=False))
+    if not fits:
+        raise ArtifactError(f"load: {name!r} is not stored as whole numbers with a step")
+    try:
+        return unpack(data, shape, bits.reshape(step.shape))
+    except ValueError as error:
+        raise ArtifactError(f"load: {name!r} does not have the size that its manifest states: {error}") from error
 
 
 def _times(level: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:

@@ -100,11 +100,31 @@ def test_a_manifest_without_a_checksum(folder: Path) -> None:
     refused(folder, "does not have the checksum")
 
 
-@pytest.mark.parametrize("value", [0, 2, "1", None, True])
+@pytest.mark.parametrize("value", [0, 1, 3, "2", None, True])
 def test_another_format(folder: Path, value: object) -> None:
     rewrite(folder, lambda m: m.update(format=value))
-    if value is not True:  # equals 1 in Python
-        refused(folder, "must have format 1")
+    refused(folder, "must have format 2")
+
+
+HUGE = {"shape": [100_000, 100_000]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (HUGE, "does not have the size"),
+        ({"shape": [3, -1, -1, 3]}, "not stored as whole numbers"),
+        ({"shape": [3.0]}, "not stored as whole numbers"),
+        ({"bits": [1]}, "not stored as whole numbers"),
+        ({"bits": [17]}, "not stored as whole numbers"),
+        ({"bits": [4, 4]}, "not stored as whole numbers"),
+        ({"bits": []}, "not stored as whole numbers"),
+    ],
+)
+def test_a_packed_weight_with_another_description(folder: Path, change: dict[str, object], words: str) -> None:
+    name = next(name for name, entry in manifest_of(folder)["tensors"].items() if "step" in entry)
+    rewrite(folder, lambda m: m["tensors"][name].update(change))
+    refused(folder, name, words)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff", '{"format": 1', "[" * 100_000])
