@@ -1,8 +1,8 @@
 """Prune only: structured pruning while training, nothing quantized.
 
-``criterion=hesso`` is the pruning of OTO (HESSO: arXiv:2312.09411 with the saliency of arXiv:2409.09085): five
+``criterion=hesso`` is the pruning of OTO (arXiv:2312.09411) by HESSO (arXiv:2409.09085): five
 criteria per group, then progressive forgetting of the redundant groups, x <- (L - k - 1) / (L - k) (x - lr g), until
-exactly K are zero. ``magnitude`` (arXiv:1608.08710), ``taylor`` (arXiv:1906.10771, Eq. 8) and ``random`` choose other
+exactly K are zero. ``magnitude`` (arXiv:1608.08710), ``taylor`` (arXiv:1906.10771, first order) and ``random`` choose other
 groups. The equations stand in ``baselines.helpers.scores`` and ``baselines.helpers.pruner``.
 
 Differs: groups are those of GETA's dependency graph, so that methods are compared and not graphs. The other criteria
@@ -30,7 +30,7 @@ from baselines.stages import Share, Stages
 class PruneOnly(Pruning):
     """Structured pruning while training."""
 
-    PAPER: ClassVar[str] = "HESSO (OTO), arXiv:2312.09411; also magnitude, Taylor (arXiv:1906.10771) and random groups"
+    PAPER: ClassVar[str] = "HESSO, arXiv:2409.09085 (OTO, arXiv:2312.09411); also magnitude, Taylor (arXiv:1906.10771) and random groups"
     CONTROLS: ClassVar[str] = "which groups are removed"
     SEARCH: ClassVar[Space] = {
         "criterion": OneOf(("hesso", "magnitude", "taylor", "random")),

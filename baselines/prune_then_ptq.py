@@ -1,6 +1,6 @@
 """Prune, then quantize after training: the sequential pipeline that joint methods are measured against.
 
-Pruning is that of ``prune_only`` (HESSO, arXiv:2312.09411: saliency, then progressive forgetting of the chosen groups
+Pruning is that of ``prune_only`` (HESSO, arXiv:2409.09085: saliency, then progressive forgetting of the chosen groups
 while the model trains), in the same step budget as the other methods. Afterwards weights and layer inputs are quantized
 without training, each to one bit width, as in ``ptq_only`` (arXiv:2106.08295; AdaRound arXiv:2004.10568). This is the
 paper's "OTO + 8-bit PTQ" (arXiv:2502.16638, Table 3).
@@ -25,7 +25,7 @@ from baselines.search import OneOf, Real, Space, Whole
 class PruneThenPtq(PostTraining, PruneOnly):
     """Structured pruning while training, then post-training quantization."""
 
-    PAPER: ClassVar[str] = "OTO (HESSO) + PTQ: arXiv:2312.09411, arXiv:2106.08295"
+    PAPER: ClassVar[str] = "OTO (HESSO, arXiv:2409.09085) + PTQ (arXiv:2106.08295)"
     CONTROLS: ClassVar[str] = "which groups are removed, then one bit width for weights and one for layer inputs"
     SEARCH: ClassVar[Space] = {
         "warmup": Real(0.02, 0.3),

@@ -1,6 +1,6 @@
 """Prune, then train quantized: the float model is pruned, recovers, and is then trained at fixed bit widths.
 
-Pruning is that of ``prune_only`` (HESSO, arXiv:2312.09411); quantization-aware training is LSQ (Esser et al.,
+Pruning is that of ``prune_only`` (HESSO, arXiv:2409.09085); quantization-aware training is LSQ (Esser et al.,
 arXiv:1902.08153, Eq. 1 to 3 and section 2.2: learned step sizes, their gradient scaled by 1 / sqrt(N Q)), started
 from the pruned model's weights and inputs. The equations stand in ``baselines.helpers.lsq``. All stages share the
 run's budget.
@@ -30,7 +30,7 @@ from baselines.stages import Share, Stages
 class PruneThenQat(TrainedBits):
     """Structured pruning in float, then quantization-aware training."""
 
-    PAPER: ClassVar[str] = "HESSO (OTO) arXiv:2312.09411, then LSQ arXiv:1902.08153"
+    PAPER: ClassVar[str] = "HESSO, arXiv:2409.09085, then LSQ, arXiv:1902.08153"
     CONTROLS: ClassVar[str] = (
         "which groups are removed, then step sizes at one bit width for weights and one for inputs"
     )

@@ -1,7 +1,7 @@
 """Train quantized, then prune: the order opposite to ``prune_then_qat``, with the same parts.
 
 The model trains at fixed bit widths by LSQ (arXiv:1902.08153, Eq. 1 to 3) after a short float warm-up; then groups of
-the quantized model are removed as in HESSO (arXiv:2312.09411) while it goes on training quantized. No paper proposes
+the quantized model are removed as in HESSO (arXiv:2409.09085) while it goes on training quantized. No paper proposes
 this very pipeline; it is the other sequential order that joint methods are compared with (arXiv:2502.16638, section
 1).
 
@@ -29,7 +29,7 @@ from baselines.stages import Share, Stages
 class QuantizeThenPrune(TrainedBits):
     """Quantization-aware training, then structured pruning of the quantized model."""
 
-    PAPER: ClassVar[str] = "LSQ arXiv:1902.08153, then HESSO (OTO) arXiv:2312.09411"
+    PAPER: ClassVar[str] = "LSQ, arXiv:1902.08153, then HESSO, arXiv:2409.09085"
     CONTROLS: ClassVar[str] = (
         "step sizes at one bit width for weights and one for inputs, then which groups are removed"
     )

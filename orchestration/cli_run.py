@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
+from baselines.listing import summaries
 from baselines.schema import REQUIRED, Option, describe, options_of
 from orchestration.config import CHOICES, SETTINGS, Config, choice_names, choice_options
 from orchestration.console import guarded, write
@@ -99,6 +100,9 @@ def help_text(program: str, values: Sequence[str]) -> str:
     for group in CHOICES:
         names = ", ".join(choice_names(group))
         lines += _wrapped(f"{group}=NAME, one of: {names}; or package.module:name", "  ", "")
+        if group == "method":
+            for name, text in summaries():
+                lines += _wrapped(f"{name}: {text}", "      ", "    ")
         lines += [f"  keys of {group}={chosen[group]}:"]
         if group == "model":
             lines += _entry("model.weights", "text or null", "null", "file of weights, or a dense run's directory")

@@ -40,10 +40,13 @@ def _list(group: str, program: str, arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
 
     def show() -> int:
+        from baselines.listing import lines
         from orchestration.config import choice_names, choice_options
 
         for name in given.name or choice_names(group):
             write(f"{group}={name}")
+            for line in lines(name) if group == "method" else []:
+                write(f"    {line}")
             for option in choice_options(group, name).values():
                 default = "(must be given)" if option.default is REQUIRED else f"= {option.default!r}"
                 write(f"    {group}.{option.name} {default}   {option.doc or describe(option.annotation)}")

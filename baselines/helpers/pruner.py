@@ -1,4 +1,4 @@
-"""Prunes groups a few at a time while a model trains: saliency, then progressive forgetting (HESSO, arXiv:2312.09411).
+"""Prunes groups a few at a time while a model trains: saliency, then progressive forgetting (HESSO, arXiv:2409.09085).
 
 The pruning stage has P periods. At the start of each the groups of the lowest score become redundant, as many as make
 up K in the end; with L steps in the period, step k = 0 .. L - 1 is

@@ -1,11 +1,11 @@
 """How much each group matters: criteria of structured pruning over the rows that a group zeroes.
 
-* ``hesso``: HESSO's five criteria (arXiv:2312.09411, arXiv:2409.09085), as the engine computes them, of parameters and
+* ``hesso``: HESSO's five criteria (arXiv:2409.09085), as the engine computes them, of parameters and
   gradient.
 * ``magnitude``: root mean square of the group's parameters (the norm of arXiv:1608.08710, over the square root of the
   size, so that groups of different layers can be compared).
 * ``taylor``: (sum over the group of gradient times parameter)^2, averaged over the steps since the last choice
-  (Molchanov et al., arXiv:1906.10771, Eq. 8).
+  (Molchanov et al., arXiv:1906.10771, first order).
 * ``random``: numbers drawn once.
 """
 

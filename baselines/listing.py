@@ -1,0 +1,86 @@
+"""Every method with its paper and what it controls, for `geta methods`, `geta run --help` and docs/methods.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from baselines.base import about
+from baselines.matching import KEY, Matching
+from baselines.registry import METHODS
+from baselines.schema import describe, options_of
+from baselines.search import Dimension, OneOf, Real
+
+INTRODUCTION = """\
+# Methods
+
+`method=NAME` chooses one; all of them run in the same loop, on the same data, with the same step budget and accountant
+(`baselines/base.py` has the contract, so that a method of your own is one more class: `method=package.module:Name`).
+`geta methods NAME` prints the keys of one. Each file in `baselines/` begins with the paper, the equations that it
+implements and what differs from the published method. Structured methods remove groups of the same dependency graph.
+
+`method.match_bops=0.01`, or the directory of a finished run, makes a method meet a relative BOPs within 10 %: *search*
+finds sparsity and bit widths on the accountant before training (bit widths stay as asked where some sparsity up to 0.9
+will do) and corrects the number of groups when they are chosen; *itself* means that the method's own loss or final step
+meets it; a method without such a knob refuses. What cannot be met is refused with the range that can.
+
+Methods that compress a trained model (`ptq_only`, `obc`) train it first within the budget, or take `model.weights=`
+with `method.train=false`, so that all of them can start from one dense checkpoint per seed.
+
+This page is generated from the classes; `python -m pytest tests/baselines/test_listing.py --update-golden` renews it.
+"""
+
+
+def lines(name: str) -> list[str]:
+    """Return what a method is, in a few sentences; nothing for a method of the user's own that does not say."""
+    said = about(METHODS.resolve(name))
+    found = [f"controls {said.controls}"] * bool(said.controls) + [f"paper: {said.paper}"] * bool(said.paper)
+    if said.search:
+        space = ", ".join(f"{key} {words(dimension)}" for key, dimension in said.search.items())
+        found.append(f"tuned over: {space}")
+    return found
+
+
+def summaries() -> Iterator[tuple[str, str]]:
+    """Yield every name with what it controls and where it is published, in the order of the registry."""
+    for name in dict.fromkeys([*METHODS.builtin, *METHODS.names()]):
+        said = about(METHODS.resolve(name))
+        yield name, f"{said.controls} ({said.paper})" if said.paper else said.controls
+
+
+def page() -> str:
+    """Return docs/methods.md: the built-in methods alone."""
+    rows = ["| method | paper | controls | `match_bops` |", "|---|---|---|---|"]
+    parts = []
+    for name in METHODS.builtin:
+        method = METHODS.resolve(name)
+        said = about(method)
+        rows.append(f"| `{name}` | {said.paper} | {said.controls} | {_matching(name)} |")
+        searched = "; ".join(f"`{key}` {words(dimension)}" for key, dimension in said.search.items())
+        parts += [f"## {name}", "", f"Tuned over: {searched or 'nothing'}.", ""]
+        parts += ["| key | default | values | meaning |", "|---|---|---|---|"]
+        for option in options_of(method).values():
+            cells = (f"`method.{option.name}`", f"`{_plain(option.default)}`", describe(option.annotation), option.doc)
+            parts.append("| " + " | ".join(cell.replace("|", "or") for cell in cells) + " |")
+        parts.append("")
+    return "\n".join([INTRODUCTION, *rows, "", *parts]).rstrip() + "\n"
+
+
+def words(dimension: Dimension) -> str:
+    """Say where a key is searched."""
+    if isinstance(dimension, OneOf):
+        return "one of " + ", ".join(_plain(value) for value in dimension.values)
+    scale = " (log)" if isinstance(dimension, Real) and dimension.log else ""
+    return f"{dimension.low:g} to {dimension.high:g}{scale}"
+
+
+def _matching(name: str) -> str:
+    method = METHODS.resolve(name)
+    if KEY not in options_of(method):
+        return "none"
+    return "search" if isinstance(method, type) and issubclass(method, Matching) else "itself"
+
+
+def _plain(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{', '.join(map(_plain, value))}]" if isinstance(value, (tuple, list)) else str(value)
