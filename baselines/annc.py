@@ -247,7 +247,8 @@ class AnncOptimizer(MaskedOptimizer):
     def residual(self) -> Tensor:
         """Return |W - V| / |W| over all layers, 0-dim."""
         apart = torch.stack(torch._foreach_norm(torch._foreach_sub(self.weights, self.copies))).norm()
-        return apart / torch.stack(torch._foreach_norm(self.weights)).norm()
+        share: Tensor = apart / torch.stack(torch._foreach_norm(self.weights)).norm()
+        return share
 
     def before(self) -> None:
         """Add rho (W - V + U) to the gradients of the weights."""
@@ -285,7 +286,7 @@ class AnncOptimizer(MaskedOptimizer):
             sizes, choices = self.grids.sizes, self.grids.choices(None)
             plan = Plan(self.cost, torch.zeros(0, dtype=torch.long), choices, self.grids.average, sizes, self._groups())
             _, bits = plan.meet(bits, bits.float(), 0, target)
-            choice = project(self.weights, [(bits[entry].item(),) for entry in self.entry], self.budget)
+            choice = project(self.weights, [(int(bits[entry]),) for entry in self.entry], self.budget)
         self.set_bits(bits)
         self.set_steps(choice.steps)
         for each, mask in zip(self.masks, choice.masks, strict=True):

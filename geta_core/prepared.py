@@ -136,9 +136,26 @@ class Prepared:
     def measure(self) -> Measurement:
         """Costs with the groups that are zero now removed, at the bit widths of now."""
         dead, bits = self.zero_mask(), self.bits()
-        layers = self.account.layers(dead, bits)
+        layers = self.account.layers(dead, bits, self.densities(dead))
         widths = {site.name: site.quantizer.bits() for site in self.sites if site.kind == "weight"}
         return measurement(layers, self.account.parameters(dead), self.account.stored_bytes(dead, widths))
+
+    def densities(self, dead: Tensor) -> dict[str, float]:
+        """Share of nonzero elements of every weight, as the model computes with it, without the groups ``dead``."""
+        keep, tensors = self.graph.kept(dead), self.graph.capture.tensors
+        found = {}
+        for product in self.account.products:
+            if product.operand is None or product.name not in tensors:
+                continue
+            values = tensors[product.name].detach()
+            if product.weight_site is not None:
+                values = product.weight_site.quantizer.levels(values)
+            for dim in range(values.dim()):
+                index = keep.get((product.name, dim))
+                values = values if index is None else values.index_select(dim, index.to(values.device))
+            if values.numel():
+                found[product.name] = float((values != 0).double().mean())
+        return found
 
     def status(self) -> dict[str, float]:
         """Group sparsity, average weight and activation bits, and relative BOPs of now."""

@@ -85,7 +85,7 @@ class RunResult:
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers that trackers get at the end; those of the clock are not among them."""
-        names = ("group_sparsity", "weight_bits", "activation_bits", "relative_bops")
-        names += ("relative_sparse_bops", "parameters", "macs", "bytes")
+        names = ["group_sparsity", "weight_bits", "activation_bits", "relative_bops", "relative_sparse_bops"]
+        names += ["parameters", "macs", "bytes"]
         found = {f"final/{name}": float(getattr(self, name)) for name in names}
         return {**{f"final/{key}": value for key, value in self.metrics.items()}, **found}

@@ -46,7 +46,8 @@ class Grids:
         self._learned = torch.cat(learned).to(self.theta)
         starts = [sum(self.sizes[:number]) for number in range(len(self.sizes))]
         place = {id(q): number for number, q in enumerate(quantizers)}
-        self._lengths = torch.tensor(self.sizes, device=self.theta.device)
+        owner = [number for number, size in enumerate(self.sizes) for _ in range(size)]
+        self._owner = torch.tensor(owner, device=self.theta.device)
         self._bounds = [torch.tensor(ends, device=self.theta.device) for ends in self._spread_ranges()]
         self.average = torch.zeros(len(self.sites), len(self._vectors), device=self.theta.device)
         for row, site in zip(self.average, self.sites, strict=True):
@@ -73,7 +74,7 @@ class Grids:
     def within_ranges(self, bits: Tensor) -> Tensor:
         """Return bits cut to the range of each quantizer; one number per quantizer becomes one per entry."""
         low, high = self._bounds
-        return bits.repeat_interleave(self._lengths, output_size=len(low)).clamp(low, high)
+        return bits.index_select(0, self._owner).clamp(low, high)
 
     def entries_of(self, quantizers: Sequence[nn.Module]) -> list[int]:
         """Return the place of each of these quantizers, which have one entry each, in the vectors."""
@@ -84,7 +85,7 @@ class Grids:
         """Return one whole bit width for each kind of site, long [entries]."""
         kinds = {id(site.quantizer): site.kind for site in reversed(self.sites)}
         each = [widths[kinds[id(q)]] for q in self._vectors.quantizers]
-        return torch.tensor(each, device=self.theta.device).repeat_interleave(self._lengths)
+        return torch.tensor(each, device=self.theta.device).index_select(0, self._owner)
 
     @staticmethod
     def _logarithms(values: Vectors) -> Tensor:
@@ -117,7 +118,7 @@ class Grids:
         self.theta[1].clamp_(LEAST, MOST)
         self.theta[2].clamp_(-1.0, 1.0)
         values = self.values()
-        low, high = ({kind: bounds[end] for kind, bounds in self.ranges.items()} for end in (0, 1))
+        low, high = ({kind: float(bounds[end]) for kind, bounds in self.ranges.items()} for end in (0, 1))
         d_min, d_max = self._vectors.bounds(low, high, values.top())
         self.theta[0].copy_(torch.minimum(torch.maximum(values.d, d_min), d_max).log())
 

@@ -88,7 +88,8 @@ def largest_mask(magnitudes: Sequence[Tensor], count: int) -> list[Tensor]:
 
 def kept_levels(magnitude: Tensor, step: Tensor, bits: int) -> Tensor:
     """Return the whole numbers 1 .. 2^(b-1) - 1 that magnitudes of kept weights have on a grid."""
-    return (magnitude / step).round().clamp(1, 2 ** (bits - 1) - 1)
+    level: Tensor = (magnitude / step).round().clamp(1, 2 ** (bits - 1) - 1)
+    return level
 
 
 def refit_step(magnitude: Tensor, mask: Tensor, step: Tensor, bits: int, rounds: int = 1) -> Tensor:

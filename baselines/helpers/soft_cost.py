@@ -7,6 +7,8 @@ number (a test says so); in between it is the product of expectations, exact whe
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -92,7 +94,7 @@ def _members(prepared: geta.Prepared, node: torch.fx.Node, dim: int) -> tuple[Te
     graph = prepared.graph
     size = int(shape_of(node)[dim])
     owner = torch.full((size,), -1, dtype=torch.long)
-    for layer in graph.first.values.get(node, ()):
+    for layer in cast(tuple[Tensor, ...], graph.first.values.get(node, ())):
         if dim not in varying(layer):
             continue
         flat = layer.movedim(dim, 0).reshape(size, -1)

@@ -125,8 +125,8 @@ class Plan:
                 break
             up = self.relative_bops(count, bits) < target
             found = [(self.count_near(each, target), each) for each in self._moves(bits, learned, up)]
-            best = min(found, key=lambda pair: self.miss(*pair, target), default=(count, bits))
-            if self.miss(*best, target) >= miss:
+            best = min(found, key=lambda pair: self.miss(pair[0], pair[1], target), default=(count, bits))
+            if self.miss(best[0], best[1], target) >= miss:
                 break
             count, bits = best
         return count, bits

@@ -14,16 +14,16 @@ from geta_core.errors import ConfigError, ScheduleError
 
 
 def torchao(module: str) -> Any:
-    """Import a module of torchao.
+    """Import a module of torchao by its full name.
 
     Raises:
         ConfigError: where it is missing, with the line that installs it.
     """
     try:
-        return importlib.import_module(f"torchao.{module}")
+        return importlib.import_module(module)
     except ImportError as error:
         text = " ".join(str(error).split())
-        message = f"method=pat and method=parq need torchao's {module}: pip install 'torchao>=0.18' ({text})"
+        message = f"method=pat and method=parq need {module}: pip install 'torchao>=0.18' ({text})"
         raise ConfigError([message]) from error
 
 

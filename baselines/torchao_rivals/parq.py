@@ -62,7 +62,7 @@ class Parq(Matching):
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Capture the model; the library needs nothing attached."""
-        torchao("prototype.parq")
+        torchao("torchao.prototype.parq")
         config = geta.CompressionConfig(sparsity=0.0, weight_bits=None, activation_bits=None)
         return geta.prepare(model, example_inputs, config)
 
@@ -125,7 +125,7 @@ class ParqOptimizer(LibraryOptimizer):
 
     def build(self) -> Any:
         """Return the library's optimizer."""
-        parq, quant = torchao("prototype.parq.optim"), torchao("prototype.parq.quant")
+        parq, quant = torchao("torchao.prototype.parq.optim"), torchao("torchao.prototype.parq.quant")
         method = self.method
         return parq.QuantOptimizer(
             self.inner,

@@ -58,7 +58,7 @@ class Pat(PostTraining, Matching):
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Find the groups."""
-        torchao("prototype.pat.optim")
+        torchao("torchao.prototype.pat.optim")
         config = geta.CompressionConfig(sparsity=0.0, weight_bits=None, activation_bits=None, min_kept=self.min_kept)
         return geta.prepare(model, example_inputs, config)
 
@@ -197,7 +197,7 @@ class PatOptimizer(LibraryOptimizer):
 
     def build(self) -> Any:
         """Return the library's optimizer."""
-        pat = torchao("prototype.pat.optim")
+        pat = torchao("torchao.prototype.pat.optim")
         return pat.PruneOptimizer(_Wrapped(self), warmup_steps=self.first, healing_start_step=self.heal)
 
     def read_matrices(self) -> None:

@@ -33,7 +33,9 @@ GROUPS = 48
 """Of the digits net with 8 channels in its first stage: one for each output channel of its four convolutions."""
 QUICK = {"projection_periods": 2, "pruning_periods": 2, "iterations": 20}
 """Settings that let the stages fit so few steps, for the methods that have them."""
-MATCHING = [name for name in METHODS.builtin if "match_bops" in options_of(METHODS.resolve(name))]
+NEEDS = {"pat": "torchao", "parq": "torchao"}
+EVERY = [pytest.param(name, marks=pytest.mark.needs(NEEDS[name]) if name in NEEDS else ()) for name in METHODS.builtin]
+MATCHING = [each for each in EVERY if "match_bops" in options_of(METHODS.resolve(str(each.values[0])))]
 pytestmark = pytest.mark.usefixtures("_one_thread")
 
 
@@ -67,7 +69,7 @@ def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], 
             action()
 
 
-@pytest.mark.parametrize("name", METHODS.builtin)
+@pytest.mark.parametrize("name", EVERY)
 def test_interrupted_or_not_the_bits_and_the_promises_are_the_same(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
