@@ -10,7 +10,7 @@ from torch import nn
 from baselines.base import Method, matched, planned_steps
 from baselines.helpers.statistics import settle_statistics_
 from baselines.registry import METHODS
-from geta_core.errors import ConfigError, GetaError
+from geta_core.errors import ConfigError
 from orchestration.agreement import agree_at_start
 from orchestration.config import TASK_STATES, Config
 from orchestration.device import choose_compute, set_up_process
