@@ -233,7 +233,9 @@ def _check_forward(model: nn.Module, inputs: ExampleInputs) -> None:
     more, what = batch_size(inputs) + 1, ""
     try:
         with torch.no_grad():
-            inputs.run(model.eval())
+            # Exported modules have an eval() that returns nothing.
+            model.eval()
+            inputs.run(model)
             what = f" with {more} instead of {more - 1} rows (it must take any batch size)"
             with_batch(inputs, more).run(model)
     except Exception as error:

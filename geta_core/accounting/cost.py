@@ -22,7 +22,7 @@ from geta_core.graph.dependency import shape_of
 from geta_core.graph.groups import GroupGraph
 from geta_core.quantize import QuantSite
 from geta_core.quantize.packing import packed_bytes
-from geta_core.slim.graph_module import Removal
+from geta_core.slim.rewriting import Removal
 
 FLOAT_BITS = 32
 

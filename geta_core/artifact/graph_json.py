@@ -187,14 +187,16 @@ def _check_names(names: Iterable[Any]) -> None:
 
 
 def check_tensor_names(names: Iterable[Any]) -> None:
-    """Names of tensors become attributes: identifiers or numbers with dots between, none of Python's own.
+    """Names of tensors become attributes: words of letters, digits, _ and - with dots between, none of Python's own.
+
+    A word that is no identifier stands between quotation marks in the code of a graph, so nothing else may be in it.
 
     Raises:
         ArtifactError: naming the first that is something else.
     """
     for name in names:
         parts = name.split(".") if isinstance(name, str) else [""]
-        if not all((part.isidentifier() or part.isdecimal()) and part[:2] != "__" for part in parts):
+        if not all(part and f"_{part.replace('-', '_')}".isidentifier() and part[:2] != "__" for part in parts):
             raise ArtifactError(f"load: {name!r} is not a valid tensor name")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def _into(model: nn.Module, manifest: Mapping[str, Any], tensors: Mapping[str, T
     apply_(model, keep, changes)
     state = _every_name(manifest, tensors, "parameter", "buffer")
     _attach_inputs(model, field(manifest, "inputs", list), state)
-    model.load_state_dict(state, strict=True)
+    # Modules may ask which version of themselves a state is of: their own, since the class is the same.
+    versioned = OrderedDict(state)
+    vars(versioned)["_metadata"] = vars(model.state_dict())["_metadata"]
+    model.load_state_dict(versioned, strict=True)
     with torch.no_grad():
         for name, value in _every_name(manifest, tensors, "unsaved").items():
             model.get_buffer(name).copy_(value)

@@ -127,7 +127,11 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Capture:
         try:
             program = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
         except Exception as error:
-            raise GetaError(f"torch.export cannot trace the model: {first_line(error)}") from error
+            raise GetaError(
+                f"torch.export cannot trace the model: {first_line(error)}; a forward must not branch on values of "
+                "tensors or turn them into Python numbers (use torch.where, masks, or a sub-module that is prepared "
+                "by itself)"
+            ) from error
     finally:
         for module, training in modes.items():
             module.training = training

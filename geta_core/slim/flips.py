@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from geta_core.graph.dependency import shape_of
 from geta_core.quantize import QuantSite
-from geta_core.slim.graph_module import Removal
+from geta_core.slim.rewriting import Removal
 
 if TYPE_CHECKING:
     from geta_core.prepared import Prepared

@@ -15,7 +15,8 @@ from geta_core.graph.capture import ExampleInputs, first_line
 from geta_core.graph.dependency import shape_of
 from geta_core.graph.groups import GroupGraph
 from geta_core.slim.cut import Keep, cut_, integer_attributes, zero_
-from geta_core.slim.graph_module import Removal, slim_graph
+from geta_core.slim.graph_module import slim_graph
+from geta_core.slim.rewriting import Removal
 from geta_core.slim.verify import TOLERANCE_64, difference, outputs, without_input_quantizers
 
 MOST_ATTEMPTS = 64

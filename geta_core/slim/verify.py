@@ -79,10 +79,14 @@ def difference(reference: nn.Module, other: nn.Module, inputs: ExampleInputs, *,
     sizes = (batch_size(inputs), batch_size(inputs) + 1)
     batches = [with_batch(inputs, size) for size in sizes]
     with torch.no_grad():
-        evaluated = max(_largest(reference.eval(), other.eval(), batch) for batch in batches)
+        reference.eval()
+        other.eval()
+        evaluated = max(_largest(reference, other, batch) for batch in batches)
         trained = None
         if train and not is_random(reference, batches[1]):
-            copies = copy.deepcopy(reference).train(), copy.deepcopy(other).train()
+            copies = copy.deepcopy(reference), copy.deepcopy(other)
+            for model in copies:
+                model.train()
             trained = max(_largest(*copies, batch) for batch in batches)
     return Difference(evaluated, trained)
 

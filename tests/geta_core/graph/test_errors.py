@@ -163,6 +163,40 @@ def test_what_cannot_be_traced() -> None:
     assert all("parametrizations" not in name for name, _ in net.named_parameters())
 
 
+def test_data_dependent_control_flow_says_what_to_write_instead() -> None:
+    net = token_net(lambda net, y: y * int(y.argmax()))
+    with pytest.raises(geta.GetaError, match=r"torch\.export cannot trace the model: .*use torch\.where"):
+        geta.prepare(net, tokens())
+
+
+class Straight(torch.autograd.Function):
+    """Rounds; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def test_a_backward_pass_of_ones_own_is_kept_or_refused() -> None:
+    """The model's own class keeps it; a graph module could not, and is refused."""
+    net = image_net(lambda net, y: Straight.apply(y.relu()))
+    compressed = assert_sound(prepared64(net, image()), image())
+    assert compressed is not None and compressed.report.native
+    (loss,) = compressed.model(double(image())).square().mean()[None]
+    loss.backward()
+    assert compressed.model.stem.weight.grad.abs().max() > 0
+    fixed = image_net(lambda net, y: Straight.apply(y.relu()).reshape(-1, 6 * 64).reshape(-1, 6, 8, 8))
+    prepared = prepared64(fixed, image())
+    prepared.zero_(choose(prepared, 0))
+    with pytest.raises(geta.PruningError, match=r"lose the backward pass of Straight .*register_autograd"):
+        geta.finish(prepared)
+    assert "apply" in vars(torch.autograd.Function)
+
+
 def deep() -> Net:
     blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU()) for _ in range(2))
     return image_net(lambda net, y: net.blocks[1](net.blocks[0](y.relu())), blocks=blocks)

@@ -171,7 +171,8 @@ def test_torchao_pt2e() -> None:
 
     model = Block()
     quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
-    exported = torch.export.export(copy.deepcopy(model).train(), (image(),)).module()
+    batch = {"x": {0: torch.export.Dim.DYNAMIC}}
+    exported = torch.export.export(copy.deepcopy(model).train(), (image(),), dynamic_shapes=batch).module()
     quantized = prepare_qat_pt2e(exported, quantizer)
     quantized(image())
     allow_exported_model_train_eval(quantized)
