@@ -45,12 +45,16 @@ def export_switchable(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.Graph
 
 @contextmanager
 def _custom_backward() -> Iterator[set[str]]:
-    """Collects the functions with a backward pass of their own that run inside; torch.export inlines their forward."""
+    """Collects the functions with a backward pass of their own that run inside; torch.export inlines their forward.
+
+    Those of custom operators are left out: such an operator stays in the graph, and its backward pass with it.
+    """
     found: set[str] = set()
     inherited = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        found.add(cls.__qualname__)
+        if cls.__module__ != torch._library.autograd.__name__:
+            found.add(cls.__qualname__)
         return inherited.__get__(None, cls)(*args, **kwargs)
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment,method-assign]
