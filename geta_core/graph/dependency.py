@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -91,7 +91,7 @@ class Dependencies:
                 name, start = self.capture.names.get(node), self.space.size
                 self.values[node] = self.space.layers_of(name, shape_of(node)) if name is not None else ()
                 if name not in self.capture.parameters and self.space.size > start:
-                    self.space.held.append((start, self.space.size))
+                    self.space.mark(start, self.space.size, 1)
             elif node.op == "output":
                 for leaf in node.all_input_nodes:
                     for layer in self.layers(leaf):
@@ -110,7 +110,8 @@ class Dependencies:
         if schema is not None:
             self._follow_aliases(node, schema)
         elif node.target is operator.getitem:
-            self.roots[node] = self.roots.get(node.args[0], node.args[0])  # type: ignore[arg-type,index]
+            source = cast(fx.Node, node.args[0])
+            self.roots[node] = self.roots.get(source, source)
 
     def tracked(self, node: fx.Node) -> bool:
         """Whether a call makes a tensor of labelled inputs; sizes and everything without labels stay untracked."""
@@ -231,6 +232,8 @@ class Dependencies:
 
     def _keep_heads(self, node: fx.Node, spread: list[list[Tensor]]) -> None:
         """Constants that all heads share, such as the angles of a rotary embedding, make a head a whole."""
+        if not any(len(varying(layer)) > 1 for layers in spread for layer in layers):
+            return
         constants = [layer for layers in spread for layer in layers if varying(layer) and self.space.is_constant(layer)]
         dropped: list[Tensor] = []
         for layers in spread:

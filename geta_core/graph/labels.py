@@ -38,11 +38,17 @@ class Space:
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     made: list[tuple[int, int]] = field(default_factory=list)
     """Id ranges [start, end) of dimensions that the code makes itself (``torch.zeros``): no tensor holds them."""
-    held: list[tuple[int, int]] = field(default_factory=list)
-    """Id ranges of buffers and constants: they follow, but decide nothing."""
     size: int = 0
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     pins: list[tuple[Tensor, str]] = field(default_factory=list)
+    _source: Tensor = field(default_factory=lambda: torch.zeros(1024, dtype=torch.int8))
+    """Per id: 0 a parameter, 1 a buffer or constant, 2 a value that the code makes."""
+
+    def mark(self, start: int, end: int, source: int) -> None:
+        """Say where the ids start .. end - 1 come from: 1 a buffer or constant, 2 a value that the code makes."""
+        while end > len(self._source):
+            self._source = torch.cat([self._source, torch.zeros_like(self._source)])
+        self._source[start:end] = source
 
     def slot(self, name: str, dim: int, size: int) -> Slot:
         """The slot of a parameter dimension, made on first use."""
@@ -71,17 +77,26 @@ class Space:
                 view = [1] * len(shape)
                 view[dim] = shape[dim]
                 self.made.append((self.size, self.size + shape[dim]))
+                self.mark(*self.made[-1], 2)
                 layers.append(torch.arange(self.size, self.size + shape[dim]).view(view))
                 self.size += shape[dim]
         return tuple(layers)
 
     def is_made(self, layer: Tensor) -> bool:
         """Whether every label of a layer belongs to a value that the code makes."""
-        return _inside(layer, self.made)
+        return bool(self.made) and self._least_source(layer) == 2
 
     def is_constant(self, layer: Tensor) -> bool:
         """Whether no label of a layer belongs to a parameter."""
-        return _inside(layer, sorted((*self.made, *self.held)))
+        return self._least_source(layer) > 0
+
+    def _least_source(self, layer: Tensor) -> int:
+        ids = layer[layer >= 0]
+        if not ids.numel():
+            return 0
+        if int(ids.max()) >= len(self._source):
+            self.mark(self.size, self.size + 1, 0)
+        return int(self._source[ids].min())
 
     def tie(self, left: Tensor, right: Tensor, reason: str) -> None:
         """Elements that face each other are removed together; one that faces nothing removable must stay."""
@@ -120,16 +135,6 @@ class Space:
         graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(self.size, self.size))
         count, component = connected_components(graph, directed=False)
         return int(count), torch.from_numpy(component.astype(np.int64))
-
-
-def _inside(layer: Tensor, ranges: Sequence[tuple[int, int]]) -> bool:
-    """Whether a layer has labels, and all of them lie in sorted ranges [start, end)."""
-    ids = layer[layer >= 0]
-    if not ranges or not ids.numel():
-        return False
-    bounds = torch.tensor(ranges)
-    place = torch.searchsorted(bounds[:, 0].contiguous(), ids, right=True) - 1
-    return bool(((place >= 0) & (ids < bounds[place.clamp(min=0), 1])).all())
 
 
 def collapse(layer: Tensor) -> Tensor:

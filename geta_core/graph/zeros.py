@@ -11,7 +11,7 @@ pinned. Values that happen to be zero now (a fresh bias) count as live.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -72,12 +72,12 @@ class Zeros:
 
     def _written(self, node: fx.Node) -> None:
         """In place: the first argument is the result now; nothing is known of what shares its memory."""
-        first, roots = node.args[0], self.first.roots
-        root = roots.get(first, first)  # type: ignore[arg-type]
+        first, roots = cast(fx.Node, node.args[0]), self.first.roots
+        root = roots.get(first, first)
         for other in (root, *(view for view, base in roots.items() if base is root)):
             if other in self.values:
-                self.values[other] = ()  # type: ignore[index]
-        self.values[first] = self.values[node]  # type: ignore[index]
+                self.values[other] = ()
+        self.values[first] = self.values[node]
 
     def _parameter(self, node: fx.Node) -> Layers:
         if self.capture.names.get(node) not in self.capture.parameters:

@@ -205,16 +205,16 @@ def _attention_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     lq, lk, lv, out, s = _attention_letters(node)
     mask = argument(node, 3, "attn_mask")
     scored = (*lq[:-1], s)
-    k, v = (_repeated(node, ctx.operand(value, names)) for value, names in ((k, lk), (v, lv)))
-    scores = ctx.combine(node, [ctx.operand(q, lq), k], scored)
-    shape = (*shape_of(q)[:-1], k.shape[-2])
+    keys, values = (_repeated(node, ctx.operand(value, names)) for value, names in ((k, lk), (v, lv)))
+    scores = ctx.combine(node, [ctx.operand(q, lq), keys], scored)
+    shape = (*shape_of(q)[:-1], keys.shape[-2])
     if isinstance(mask, fx.Node):
         names = scored[len(scored) - len(shape_of(mask)) :]
         scores = ctx.combine(node, [Operand(scores, scored, shape), ctx.operand(mask, names)], scored)
     for layer in scores:
         if layer.shape[-1] > 1:
             ctx.pin(node, layer, "enters a softmax")
-    return ctx.combine(node, [Operand(scores, scored, shape), v], out)
+    return ctx.combine(node, [Operand(scores, scored, shape), values], out)
 
 
 def _repeated(node: fx.Node, operand: Operand) -> Operand:

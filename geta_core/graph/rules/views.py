@@ -63,9 +63,10 @@ def _expand_labels(ctx: Dependencies, node: fx.Node) -> Value:
     if node.target.overloadpacket is aten.expand_as:  # type: ignore[union-attr]
         like = ctx.layers(node.args[1])
         return tidy((*found, *(layer for layer in like if varying(layer) <= repeated)))
-    if not ctx.layers(node.args[0]):
+    if all(map(ctx.space.is_made, found)):
         sizes: Any = node.args[1]
-        return ctx.space.made_layers(shape_of(node), [d for d in sorted(repeated) if isinstance(sizes[d], int)])
+        new = [d for d in sorted(repeated) if isinstance(sizes[d], int)]
+        return tidy((*found, *ctx.space.made_layers(shape_of(node), new)))
     return found
 
 
