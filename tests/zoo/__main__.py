@@ -112,6 +112,14 @@ def check_all(chosen: Sequence[Family], path: Path, timeout: int) -> None:
         print(f"{text}  {record['stage']} {record['reason'][:200]}".rstrip(), flush=True)
 
 
+def absent(family: Family) -> dict[str, Any]:
+    """What stands for a family that was not run: a failure, so that it stays in the denominator."""
+    from tests.zoo.check import Verdict
+    from tests.zoo.table import IDLE
+
+    return Verdict(family.name, family.kind, stage=IDLE, reason=IDLE).json()
+
+
 def write_table(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write the document of all records."""
     from tests.zoo.check import EXACT, SHARE, VISIBLE
@@ -149,7 +157,7 @@ def main() -> int:
     passed = {name for name, record in known(arguments.json).items() if record["verdict"] == "passed"}
     check_all([family for family in chosen if family.name not in passed], arguments.json, arguments.timeout)
     records = known(arguments.json)
-    ordered = [records[name] for name in families if name in records]
+    ordered = [records.get(name) or absent(family) for name, family in families.items()]
     if arguments.out is not None:
         write_table(arguments.out, ordered)
     counts = {word: sum(record["verdict"] == word for record in ordered) for word in ("passed", "refused", "FAILED")}

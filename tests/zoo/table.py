@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
-from orchestration.records import code_state
-
 Record = dict[str, Any]
 SECTIONS = {
     "torchvision": "torchvision: every classification family, segmentation, detection up to the suppression of boxes",
@@ -18,6 +16,8 @@ SECTIONS = {
     "case": "Graph cases",
     "net": "Diffusion, super-resolution, detection",
 }
+IDLE = "not run"
+"""The stage of a family without a record."""
 PACKAGES = ("torch", "torchvision", "timm", "transformers")
 TEXT = """# Architectures
 
@@ -71,11 +71,14 @@ def document(records: Sequence[Record], *, exact: float, share: float, visible: 
         ),
         _environment(records),
         _failures(records),
+        _idle(records),
         _unreached(records),
         _reasons(records),
     ]
     for source, title in SECTIONS.items():
-        rows = [record for record in records if record["family"].partition("/")[0] == source]
+        rows = [
+            record for record in records if record["family"].partition("/")[0] == source and record["stage"] != IDLE
+        ]
         if rows:
             parts.append(f"## {title}\n\n{_table(rows)}")
     return "\n".join(part.rstrip() + "\n" for part in parts if part)
@@ -83,10 +86,11 @@ def document(records: Sequence[Record], *, exact: float, share: float, visible: 
 
 def _summary(records: Sequence[Record]) -> str:
     counts = Counter(record["verdict"] for record in records)
+    idle = sum(record["stage"] == IDLE for record in records)
     passed = [record for record in records if record["verdict"] == "passed"]
     lines = [
         f"**{counts['passed']} of {len(records)} passed** ({counts['passed'] / len(records):.1%}), "
-        f"{counts['refused']} were refused with a clear error, {counts['FAILED']} failed; "
+        f"{counts['refused']} were refused with a clear error, {counts['FAILED'] - idle} failed, {idle} were not run; "
         f"{sum(record['seconds'] for record in records):.0f} s of CPU time."
     ]
     if passed:
@@ -109,12 +113,13 @@ def _summary(records: Sequence[Record]) -> str:
 
 
 def _environment(records: Sequence[Record]) -> str:
-    state = code_state() or {"commit": "unknown", "modified": True}
+    commits = Counter(record.get("commit", "-") for record in records if record["stage"] != IDLE)
+    code = ", ".join(f"`{commit}` ({count} families)" for commit, count in commits.most_common())
+    python = platform.python_version()
     packages = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    changed = " with changes that are not committed" if state["modified"] else ""
     return (
-        f"## Environment\n\nCommit {state['commit']}{changed}; Python {platform.python_version()}, {packages}; "
-        f"{platform.machine()}, one thread per family."
+        f"## Environment\n\nCommits {code}, where + means with changes that are not committed; "
+        f"Python {python}, {packages}; {platform.machine()}, one thread per family."
     )
 
 
@@ -126,13 +131,18 @@ def _version(name: str) -> str:
 
 
 def _failures(records: Iterable[Record]) -> str:
-    rows = [record for record in records if record["verdict"] != "passed"]
+    rows = [record for record in records if record["verdict"] != "passed" and record["stage"] != IDLE]
     if not rows:
         return ""
     lines = ["## What does not pass", "", "| family | verdict | step | reason |", "|---|---|---|---|"]
     for record in rows:
         lines.append(f"| {record['family']} | {record['verdict']} | {record['stage']} | {_cell(record['reason'])} |")
     return "\n".join(lines)
+
+
+def _idle(records: Iterable[Record]) -> str:
+    names = [record["family"] for record in records if record["stage"] == IDLE]
+    return f"## Not run\n\n`make zoo ARGS=--resume` runs them: {', '.join(names)}." if names else ""
 
 
 def _unreached(records: Iterable[Record]) -> str:

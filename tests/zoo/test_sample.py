@@ -27,5 +27,5 @@ def test_the_sample_uses_every_rule_that_the_zoo_uses() -> None:
     assert used - {rule for name in SAMPLE for rule in records[name]["rules"]} == set()
 
 
-def test_every_family_has_a_record() -> None:
-    assert known(RECORDS).keys() == every().keys()
+def test_every_record_is_of_a_family() -> None:
+    assert known(RECORDS).keys() <= every().keys()
