@@ -30,7 +30,9 @@ from baselines.stages import Share, Stages
 class PruneOnly(Pruning):
     """Structured pruning while training."""
 
-    PAPER: ClassVar[str] = "HESSO, arXiv:2409.09085 (OTO, arXiv:2312.09411); also magnitude, Taylor (arXiv:1906.10771) and random groups"
+    PAPER: ClassVar[str] = (
+        "HESSO, arXiv:2409.09085 (OTO, arXiv:2312.09411); also magnitude, Taylor (arXiv:1906.10771) and random groups"
+    )
     CONTROLS: ClassVar[str] = "which groups are removed"
     SEARCH: ClassVar[Space] = {
         "criterion": OneOf(("hesso", "magnitude", "taylor", "random")),

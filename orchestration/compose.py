@@ -22,6 +22,18 @@ CHOICE_GROUPS = (*CHOICES, *(group for group in SETTINGS if group != "run"))
 DEFAULT_TASK, DEFAULT_METHOD, DEFAULT_MODEL = "digits", "geta", "digits_cnn"
 
 
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A checked configuration and where its values were stated; what nobody stated is a default in the code."""
+
+    config: Config
+    origins: Mapping[str, str]
+    """``group.key`` -> command line, recipe or file. The name of a group's choice stands at ``group.name``."""
+
+
 def load(path: str | Path, arguments: Sequence[str] = ()) -> Config:
     """Read a resolved configuration and change some of its keys.
 
@@ -32,7 +44,17 @@ def load(path: str | Path, arguments: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: naming every fault.
     """
+    return trace_load(path, arguments).config
+
+
+def trace_load(path: str | Path, arguments: Sequence[str] = ()) -> Composition:
+    """Do what ``load`` does, and note where each value was stated."""
     values = read_yaml(Path(path))
+    origins = {
+        f"{group}.{key}": f"file {path}"
+        for group, section in values.items()
+        for key in (section if isinstance(section, Mapping) else ["name"])
+    }
     faults: list[str] = []
     choices, keys = split_arguments(arguments, CHOICE_GROUPS, faults)
     search = _Search((CONF,))
@@ -40,9 +62,13 @@ def load(path: str | Path, arguments: Sequence[str] = ()) -> Config:
         if search.check(group, name, faults):
             file = search.file(group, name)
             values[group] = read_yaml(file) if file else {"name": name}
+            origins = {key: origin for key, origin in origins.items() if key.partition(".")[0] != group}
+            origins |= _file_origins(search, {group: name})
+            origins[f"{group}.name"] = COMMAND_LINE
     for key, value in keys.items():
         set_key(values, key, value)
-    return Config.from_dict(values, faults)
+        origins[key] = COMMAND_LINE
+    return Composition(Config.from_dict(values, faults), origins)
 
 
 def compose(arguments: Sequence[str], config_dir: str | Path | None = None) -> Config:
@@ -55,6 +81,11 @@ def compose(arguments: Sequence[str], config_dir: str | Path | None = None) -> C
     Raises:
         ConfigError: naming every fault.
     """
+    return trace(arguments, config_dir).config
+
+
+def trace(arguments: Sequence[str], config_dir: str | Path | None = None) -> Composition:
+    """Do what ``compose`` does, and note where each value was stated."""
     faults: list[str] = []
     choices, keys = split_arguments(arguments, CHOICE_GROUPS, faults)
     if config_dir is not None and not Path(config_dir).is_dir():
@@ -64,13 +95,36 @@ def compose(arguments: Sequence[str], config_dir: str | Path | None = None) -> C
     # The keys of a group cannot be checked without knowing what they belong to.
     choices = {group: name for group, name in choices.items() if group not in unknown}
     keys = {key: value for key, value in keys.items() if key.partition(".")[0] not in unknown}
-    choices, keys = _with_recipe(search, choices, keys)
+    stated = {**{f"{group}.name": COMMAND_LINE for group in choices}, **dict.fromkeys(keys, COMMAND_LINE)}
+    choices, keys, recipes = _with_recipe(search, choices, keys)
     if "model" not in choices and "model.name" not in keys:
         if "model" not in unknown:
             names = ", ".join(search.names("model"))
             faults.append(f"model must be given, since this task has no usual one (known: {names})")
         choices["model"] = DEFAULT_MODEL  # only so that the other groups are checked too
-    return Config.from_dict(_hydra(search, choices, keys), faults)
+    values = _hydra(search, choices, keys)
+    chosen = {**_defaults(), **choices}
+    base = {f"{group}.name": f"file {CONF / 'config.yaml'}" for group in chosen}
+    origins = {**base, **_file_origins(search, chosen), **recipes, **stated}
+    return Composition(Config.from_dict(values, faults), origins)
+
+
+def _defaults() -> dict[str, str]:
+    """Return the choices that ``conf/config.yaml`` starts from."""
+    entries = read_yaml(CONF / "config.yaml")["defaults"]
+    pairs = [pair for entry in entries if isinstance(entry, Mapping) for pair in entry.items()]
+    return {str(group): str(name) for group, name in pairs if name is not None}
+
+
+def _file_origins(search: _Search, choices: Mapping[str, str]) -> dict[str, str]:
+    """Name the group files that state keys; a file's own name says nothing about who chose it."""
+    return {
+        f"{group}.{key}": f"file {file}"
+        for group, name in choices.items()
+        if (file := search.file(group, str(name))) is not None
+        for key in read_yaml(file)
+        if key != "name"
+    }
 
 
 @dataclass(frozen=True)
@@ -110,18 +164,25 @@ class _Search:
 
 def _with_recipe(
     search: _Search, choices: Mapping[str, str], keys: Mapping[str, Any]
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """Put the recipe of the task, and of the task with the model, under what the user asks for."""
+) -> tuple[dict[str, str], dict[str, Any], dict[str, str]]:
+    """Put the recipe of the task, and of the task with the model, under what the user asks for.
+
+    Returns:
+        Choices, keys, and which recipe states which of them.
+    """
     task, method = choices.get("task", DEFAULT_TASK), choices.get("method", DEFAULT_METHOD)
     recipe = search.recipe(task, method)
+    origins = dict.fromkeys(recipe, f"recipe {task}")
     model = choices.get("model", recipe.get("model"))
-    recipe |= search.recipe(f"{task}-{model}", method)
+    special = search.recipe(f"{task}-{model}", method)
+    recipe, origins = {**recipe, **special}, {**origins, **dict.fromkeys(special, f"recipe {task}-{model}")}
     # Another optimizer or scheduler than the recipe's brings its own defaults.
     replaced = {group for group in choices if recipe.get(group) not in (None, choices[group])}
     recipe = {key: value for key, value in recipe.items() if key.partition(".")[0] not in replaced}
     recipe_choices = {key: str(value) for key, value in recipe.items() if "." not in key}
     recipe_keys = {key: value for key, value in recipe.items() if "." in key}
-    return {**recipe_choices, **choices}, {**recipe_keys, **keys}
+    used = {key if "." in key else f"{key}.name": origins[key] for key in recipe}
+    return {**recipe_choices, **choices}, {**recipe_keys, **keys}, used
 
 
 def _hydra(search: _Search, choices: Mapping[str, str], keys: Mapping[str, Any]) -> dict[str, Any]:

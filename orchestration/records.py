@@ -15,6 +15,9 @@ import torch
 
 PACKAGES = ("geta", "torch", "numpy", "scipy", "safetensors", "PyYAML", "hydra-core", "mlflow", "scikit-learn")
 
+LONGEST_PATCH = 1_000_000
+"""Characters of a patch that is kept."""
+
 
 def environment(device: str) -> dict[str, Any]:
     """Return versions, machine and the state of the code.
@@ -62,6 +65,15 @@ def code_state() -> dict[str, Any] | None:
     if commit is None:
         return None
     return {"commit": commit, "modified": bool(_git(folder, "status", "--porcelain"))}
+
+
+def uncommitted() -> str:
+    """Return the difference between the code and its commit as a patch; empty where there is none or no checkout."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / ".git").exists():
+        return ""
+    patch = _git(folder, "diff", "HEAD") or ""
+    return patch + "\n" if 0 < len(patch) <= LONGEST_PATCH else ""
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

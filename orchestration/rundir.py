@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,11 +17,14 @@ from geta_core.errors import ConfigError
 from orchestration.config import Config, decides
 from orchestration.files import PARTIAL, write_json, write_text
 from orchestration.owner import LOCK, owned
+from orchestration.records import uncommitted
 from orchestration.values import read_yaml, write_yaml
 
 DEFAULT_ROOT = "runs"
 LAUNCHER_FOLDER = "launcher"
 """Where a launcher and its workers leave word for each other."""
+PATCH = "uncommitted.patch"
+"""What the code differed in from its commit when the run began."""
 SHOWN = 6
 """Differing keys that a message names."""
 
@@ -84,7 +88,11 @@ class RunDirectory:
             shutil.rmtree(unfinished, ignore_errors=True)
         if not self.resolved.exists():
             write_text(self.resolved, write_yaml(config.to_dict()))
-        write_json(self.environment, {"attempts": [*self.attempts(), dict(about)]})
+            patch = uncommitted()
+            if patch:
+                write_text(self.path / PATCH, patch)
+        repeat = shlex.join(["geta", "repeat", str(self.path)])
+        write_json(self.environment, {"repeat": repeat, "attempts": [*self.attempts(), dict(about)]})
 
     def attempts(self) -> list[dict[str, Any]]:
         """Return the records of the attempts so far."""

@@ -12,6 +12,12 @@ from typing import cast
 COMMANDS = {
     "run": ("orchestration.cli_run", "main", "train, compress and measure one model"),
     "inspect": ("orchestration.cli_inspect", "main", "say what of a model can be removed, what stays and why"),
+    "config": ("orchestration.cli_config", "main", "show a run's whole configuration and where each value comes from"),
+    "repeat": (
+        "orchestration.cli_repeat",
+        "main",
+        "run the configuration of a run directory again and compare the numbers",
+    ),
     "compare": ("sweeps.compare", "main", "run several methods under one budget and print the table"),
     "models": ("orchestration.cli_show", "models", "list the models and their keys"),
     "tasks": ("orchestration.cli_show", "tasks", "list the data sets and their keys"),
