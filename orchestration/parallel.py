@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,11 +30,11 @@ def refuse_sharded(model: nn.Module) -> None:
     Raises:
         GetaError: for FSDP (both kinds) and tensor parallel models.
     """
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
-
-    sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-    if sharded or any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    # What was never imported has no instances, and importing it takes seconds.
+    fsdp, tensors = sys.modules.get("torch.distributed.fsdp"), sys.modules.get("torch.distributed.tensor")
+    if fsdp is not None and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()):
+        raise GetaError(WHOLE_TENSORS)
+    if tensors is not None and any(isinstance(parameter, tensors.DTensor) for parameter in model.parameters()):
         raise GetaError(WHOLE_TENSORS)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import geta_core as geta
+from orchestration.world import World
 from tests.benchmarks import steps
 from tests.benchmarks.bounds import Row
 from tests.benchmarks.memory import memory_rows
 from tests.benchmarks.nets import NETS, Trainee, compression
 from tests.geta_core.host_reads import HostReads
 from tests.gpu.training import CONFIG, INNER, SCHEDULE, Training, no_waiting
+from tests.gpu.workers import EARLY, together, train
 
 CUDA = torch.device("cuda")
 ROUNDS = 10
@@ -128,6 +132,23 @@ def memory(name: str) -> str:
     return _judged(memory_rows(net, plain, quantized, recomputing))
 
 
+def several_workers(backend: str, sync: bool, devices: int) -> str:
+    """Two workers with half a batch each have the masks and bits of one, and its weights after 5 steps."""
+    one = train(World(), CUDA, sync)
+    with tempfile.TemporaryDirectory() as folder:
+        workers = together(Path(folder), backend, sync, devices)
+    largest = 0.0
+    for rank, found in enumerate(workers):
+        same = all(torch.equal(a, b) for a, b in zip(one["masks"], found["masks"], strict=True))
+        assert same, f"worker {rank} has other masks than one worker alone"
+        assert all(torch.equal(one["bits"][name].cpu(), found["bits"][name].cpu()) for name in one["bits"]), "bits"
+        largest = max(
+            largest, *(float((found["early"][name] - value).abs().max()) for name, value in one["early"].items())
+        )
+    assert largest <= 1e-9, f"weights differ by {largest:.3g} after {EARLY} steps"
+    return f"{backend}, {devices} GPUs: largest difference after {EARLY} steps {largest:.2g}"
+
+
 CHECKS: Mapping[str, Callable[[], str]] = {
     **{f"optimizer never waits, {inner}": partial(optimizer_never_waits, inner) for inner in INNER},
     "training step never waits": training_step_never_waits,
@@ -136,4 +157,12 @@ CHECKS: Mapping[str, Callable[[], str]] = {
     "quantized step times": quantized_step_times,
     **{f"QASSO step times, {name}": partial(qasso_step_times, name) for name in NETS},
     **{f"memory, {name}": partial(memory, name) for name in ("vgg7", "encoder")},
+    "two workers share a GPU": partial(several_workers, "gloo", False, 1),
+    "two workers share a GPU, SyncBatchNorm": partial(several_workers, "gloo", True, 1),
 }
+if torch.cuda.device_count() > 1:  # NCCL wants a GPU for each worker
+    CHECKS = {
+        **CHECKS,
+        "two GPUs, NCCL": partial(several_workers, "cpu:gloo,cuda:nccl", False, 2),
+        "two GPUs, NCCL, SyncBatchNorm": partial(several_workers, "cpu:gloo,cuda:nccl", True, 2),
+    }

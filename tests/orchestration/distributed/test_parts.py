@@ -170,7 +170,7 @@ def test_marked_processes_are_found_and_ended(monkeypatch: pytest.MonkeyPatch) -
         (["launcher=ray", "launcher.sync_batchnorm=true"], "launcher.sync_batchnorm needs GPUs"),
         (["launcher=ray", "launcher.gpus_per_worker=1.5"], "launcher.gpus_per_worker above 1 must be whole"),
         (["launcher=ray", "launcher.workers=0"], "launcher.workers must be a whole number >= 1"),
-        (["launcher=rai"], "unknown launcher 'rai'; did you mean 'ray'"),
+        (["launcher=rai"], "unknown launcher 'rai' (did you mean 'ray'?)"),
     ],
 )
 def test_settings_that_cannot_be(values: list[str], fault: str) -> None:

@@ -27,9 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first["spoiled"] = {"config": configured(place / "spoiled", "group_norm"), "spoil_after": SPOIL, "rank": 1}
     first["burst"] = {"config": configured(place / "burst", "group_norm", task={"burst_at": BURST})}
     undivided = {"name": "tests.orchestration.distributed.nets:Undivided"}
-    first["undivided"] = {
-        "config": configured(place / "undivided", "group_norm", "run.steps=2", "method=dense", task=undivided)
-    }
+    first["undivided"] = {"config": configured(place / "undivided", "group_norm", task=undivided)}
     first["to_one"] = {"config": configured(place / "to_one", "group_norm"), "stop_after": STOP}
     together(place, first)
     alone(place, {f"one_{net}": {"config": configured(place / f"one_{net}", net)} for net in SAME})

@@ -125,7 +125,13 @@ def together(folder: Path, jobs: dict[str, Any], size: int = 2) -> None:
             process.kill()
             process.wait()
         log.close()
-    assert codes == [0] * size, (folder / "workers.log").read_text()[-4000:]
+    if codes != [0] * size:
+        raise RuntimeError("\n".join(_errors((folder / "workers.log").read_text())))
+
+
+def _errors(log: str) -> list[str]:
+    """Return the lines of Python's tracebacks, without the frames of the libraries' C++ code."""
+    return [line for line in log.splitlines() if "frame #" not in line][-60:]
 
 
 def alone(folder: Path, jobs: dict[str, Any]) -> None:
