@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 
 from orchestration.cli_run import main
 from orchestration.cli_show import measure
+from orchestration.compose import compose
+from orchestration.values import write_yaml
 from sweeps.cli import main as geta
 from tests.orchestration.small import everything_under, small
 from tests.orchestration.test_tasks import write_cifar10
@@ -51,6 +55,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("GETA_DATA", raising=False)
     (tmp_path / "bad_nets.py").write_text(OWN)
     (tmp_path / "file").write_text("in the way")
+    (tmp_path / "list.yaml").write_text("- task\n- model\n")
+    (tmp_path / "broken.yaml").write_text("task: {name: digits\nmodel:")
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(128, 256)))
+    resolved = compose([]).to_dict()
+    (tmp_path / "strange.yaml").write_text(write_yaml({**resolved, "metod": resolved["method"]}))
     write_cifar10(tmp_path / "whole")
     (write_cifar10(tmp_path / "half") / "data_batch_4").unlink()
     return place
@@ -84,8 +93,45 @@ CASES: list[tuple[list[str], str]] = [
     (["run.output=/proc/geta/run"], "cannot be written: "),
     (["run.device=cuda:7"], "run.device=cuda:7 is not on this machine"),
     (["run.resume=must"], "run.resume=must needs a checkpoint"),
+    (["run.seed=-1"], "run.seed must be a whole number >= 0, but got -1"),
+    (["run.epochs=many"], "run.epochs must be a whole number, but got 'many'"),
+    (["run.epochs=2.5"], "run.epochs must be a whole number, but got 2.5"),
+    (["run.seed="], "run.seed must be a whole number, but got null"),
+    (["run.precision=fp8"], "run.precision must be one of float32, bf16, fp16"),
+    (["run.compile=maybe"], "run.compile must be true or false, but got 'maybe'"),
+    (["optimizer.lr=nan"], "optimizer.lr must be a number > 0, but got 'nan'"),
+    (["optimizer.betas=[0.9]", "optimizer=adam"], "optimizer.betas must be a list of 2"),
+    (["optimizer=sdg"], "unknown optimizer 'sdg' (did you mean 'sgd'?)"),
+    (["scheduler.milestones=0.5"], "scheduler.milestones must be a list"),
+    (["trakcer=jsonl"], "unknown group 'trakcer' (did you mean 'tracker'?)"),
+    (["run=fast"], "run has keys only, such as run.epochs=3"),
+    (["method="], "method= must name one of its options"),
+    (["method.pin=[a, b"], "method.pin=[a, b: the value is not valid YAML"),
+    (["method.sparsity=[0.5]"], "method.sparsity must be a number, but got [0.5]"),
+    (["model=absent_package.nets:build"], "absent_package"),
+    (["model=bad_nets:nothing"], "has no 'nothing'"),
+    (["--config-dir", "../nowhere"], "--config-dir must be a folder, but '../nowhere' is none"),
+    (["--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml: No such file"),
+    (["--config", "../list.yaml"], "must hold a mapping of groups, but holds list"),
+    (["--config", "../broken.yaml"], "is not valid YAML"),
+    (["--config", "../binary.yaml"], "is not valid YAML"),
+    (["--config", "../strange.yaml"], "unknown group 'metod' (did you mean 'method'?)"),
+    (["tracker.uri=http://me:secret@host"], "tracker.uri must not hold a password"),
+    (["tracker.uri=mlruns"], "tracker.uri must be http://HOST:PORT of a server"),
+    (["tracker.experiment=''"], "tracker.experiment must not be empty"),
+    (['tracker.cell="it\'s"'], "tracker.cell must be a name without quotes"),
+    (["launcher.workers=2"], "launcher.workers=2 needs launcher=ray"),
     (["nonsense"], "'nonsense' must have the form key=value"),
+    (["=3"], "'=3' must have the form key=value"),
 ]
+REAL = [
+    ["model=resnt20"],
+    ["method.sparsity=1.0"],
+    ["--config", "../broken.yaml"],
+    ["run.output=../file/run"],
+    ["nonsense"],
+]
+"""Command lines that are also given to a process of their own."""
 
 
 @pytest.mark.parametrize(("arguments", "words"), CASES, ids=[" ".join(arguments) for arguments, _ in CASES])
@@ -93,13 +139,30 @@ def test_one_line_code_2_and_nothing_left(
     folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     before = everything_under(folder.parent)
-    assert main([*arguments, "run.threads=1"]) == 2
+    assert geta(["run", *arguments, "run.threads=1"]) == 2
     captured = capfd.readouterr()
     (line,) = captured.err.splitlines()
     assert line.startswith("geta: ") and words in line
-    assert captured.out == ""
+    assert captured.out == "" and "secret" not in line
     after = {name for name in everything_under(folder.parent) if "__pycache__" not in name}
     assert after == before, "nothing is left behind"
+
+
+def test_there_are_forty_of_them() -> None:
+    assert len({tuple(arguments) for arguments, _ in CASES}) >= 40
+    assert all(arguments in [case for case, _ in CASES] for arguments in REAL)
+
+
+@pytest.mark.parametrize("arguments", REAL, ids=" ".join)
+def test_in_a_process_of_its_own(folder: Path, arguments: list[str]) -> None:
+    words = next(words for case, words in CASES if case == arguments)
+    before = everything_under(folder.parent)
+    command = [sys.executable, "-m", "sweeps.cli", "run", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("geta: ") and words in line
+    assert everything_under(folder.parent) == before
 
 
 def test_several_faults_have_a_line_each(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
