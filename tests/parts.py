@@ -56,12 +56,17 @@ def _postgresql() -> str | None:
     return None if importlib.util.find_spec("psycopg") else "the package psycopg is not installed"
 
 
+def _proc() -> str | None:
+    return None if Path("/proc/self/environ").is_file() else "the system has no /proc, by which processes are found"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "cifar10": _cifar10,
     "compiler": _compiler,
     "gpu": _gpu,
     **{name: _package(name) for name in ("brevitas", "timm", "torchao", "torchvision", "transformers")},
     "postgresql": _postgresql,
+    "proc": _proc,
 }
 
 

@@ -50,7 +50,7 @@ class LaunchFolder:
     def open(self) -> None:
         """Make the folder and remove the words of an earlier attempt; logs and counts stay."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in [self.stop, *self.path.glob("outcome-*.json")]:
+        for left in [self.stop, *self.ends()]:
             left.unlink(missing_ok=True)
 
     def remove_if_alone(self) -> None:
@@ -73,6 +73,10 @@ class LaunchFolder:
         with self.timeline.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "seconds": round(time.time() - since, 3)}) + os.linesep)
 
+    def ends(self) -> list[Path]:
+        """Return the files in which workers have said how their attempt ended, by rank."""
+        return sorted(self.path.glob("outcome-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+
     def tell_end(self, rank: int, error: Exception) -> None:
         """Leave word of how a worker's attempt ended, where another one would end alike."""
         told: dict[str, Any] = {"message": str(error)}
@@ -89,7 +93,7 @@ class LaunchFolder:
             StoppedError: a request to stop was obeyed.
             GetaError: there is something that the user must put right.
         """
-        for path in sorted(self.path.glob("outcome-*.json")):
+        for path in self.ends():
             told = json.loads(path.read_text(encoding="utf-8"))
             if "signal" in told:
                 raise StoppedError(told["message"], told["signal"])

@@ -34,6 +34,8 @@ LEADER = "worker-0"
 DRIVER = "driver"
 LOOK_EVERY = 0.2
 """Seconds between looks at the driver and at the leader's log."""
+LINGERS = 60.0
+"""Seconds that Ray gets to shut down when the workers have said how they ended."""
 LAST_LINES = 2000
 """Bytes at the end of a log in which the reason of a failure is looked for."""
 
@@ -95,7 +97,6 @@ def _drive(
         "launch": launch,
         "began": began,
     }
-    asked = False
     with private_folder(launch) as temporary, folder.log(DRIVER).open("ab") as log:
         mark = log.tell()
         environment = _environment(config.launcher, launch, temporary)
@@ -107,19 +108,32 @@ def _drive(
             assert driver.stdin is not None
             with contextlib.suppress(BrokenPipeError), driver.stdin:
                 driver.stdin.write(json.dumps({**spec, "temporary": str(temporary)}).encode())
-            while driver.poll() is None:
-                if stop and not asked:
-                    folder.ask_to_stop(stop.signal_number)
-                    asked = True
-                show.copy()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    driver.wait(LOOK_EVERY)
+            _watch(driver, place, folder, stop, show)
         finally:
             if driver.poll() is None:
                 driver.kill()
             driver.wait()
     show.copy()
     return _reason(driver.returncode, folder, mark)
+
+
+def _watch(
+    driver: subprocess.Popen[bytes], place: RunDirectory, folder: LaunchFolder, stop: StopRequest, show: _Tail
+) -> None:
+    """Wait for a driver's end, hand a request to stop on, and show what the leader says.
+
+    Returns early where the workers have long said how they ended: without its head, Ray's driver may wait for ever.
+    """
+    asked, over = False, float("inf")
+    while driver.poll() is None and time.monotonic() - over < LINGERS:
+        if stop and not asked:
+            folder.ask_to_stop(stop.signal_number)
+            asked = True
+        if over == float("inf") and (place.result.is_file() or folder.ends()):
+            over = time.monotonic()
+        show.copy()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(LOOK_EVERY)
 
 
 def _environment(settings: LauncherSettings, launch: str, temporary: Path) -> dict[str, str]:
@@ -144,6 +158,7 @@ def _environment(settings: LauncherSettings, launch: str, temporary: Path) -> di
     if settings.address is None:
         environment |= {
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Linux then uses 127.0.0.1 for every socket
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # a head that is gone does not come back
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "TMPDIR": str(temporary),

@@ -78,7 +78,7 @@ def test_one_worker_alone_exchanges_with_itself() -> None:
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for its interfaces")
+@pytest.mark.needs("proc")
 def test_the_interface_of_an_address() -> None:
     assert interface_of(LOOPBACK) == "lo"
     assert interface_of("192.0.2.1") is None, "reserved for documentation (RFC 5737): no machine has it"
@@ -135,7 +135,7 @@ def test_ends_are_told_through_the_run_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.needs("proc")
 def test_marked_processes_are_found_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestration.launchers.processes.GRACE", 0.5)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"

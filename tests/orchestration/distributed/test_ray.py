@@ -27,7 +27,7 @@ from tests.orchestration.distributed.test_workers import last_state
 from tests.orchestration.distributed.workers import STEPS, configured
 
 pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+    pytest.mark.needs("proc"),
     pytest.mark.timeout(900),
 ]
 
