@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -53,7 +54,7 @@ def _custom_backward() -> Iterator[set[str]]:
     inherited = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls.__module__ != torch._library.autograd.__name__:
+        if sys.modules.get(cls.__module__) is not torch._library.autograd:
             found.add(cls.__qualname__)
         return inherited.__get__(None, cls)(*args, **kwargs)
 
