@@ -82,7 +82,7 @@ class Plan(NamedTuple):
     """One setting of the knobs, and what it costs."""
 
     relative_bops: float
-    count: int
+    removed: int
     weight_bits: Bits
     input_bits: Bits
 
@@ -138,7 +138,7 @@ def search(method: Matching, gauge: Gauge, target: float) -> dict[str, Any]:
     found = meets[0]
     values: dict[str, Any] = {"weight_bits": found.weight_bits, "activation_bits": found.input_bits}
     # A little more than the share, so that its product with the number of groups is cut to the number meant.
-    values["sparsity"] = (found.count + 0.01) / selector.num_groups if found.count else 0.0
+    values["sparsity"] = (found.removed + 0.01) / selector.num_groups if found.removed else 0.0
     return {name: values[name] for name in asked}
 
 
@@ -206,7 +206,7 @@ def _unreachable(
 ) -> str:
     ends = [gauge.relative_bops(gauge.evenly(count, selector), *pair) for pair in pairs for count in (0, highest)]
     nearest = min(plans, key=lambda plan: abs(math.log(plan.relative_bops / target)))
-    share = nearest.count / selector.num_groups if selector.num_groups else 0.0
+    share = nearest.removed / selector.num_groups if selector.num_groups else 0.0
     how = ", ".join(
         [f"sparsity {share:.3f}"] * bool(highest)
         + [

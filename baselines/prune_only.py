@@ -1,9 +1,9 @@
 """Prune only: structured pruning while training, nothing quantized.
 
-``criterion=hesso`` is the pruning of OTO (arXiv:2312.09411) by HESSO (arXiv:2409.09085): five
-criteria per group, then progressive forgetting of the redundant groups, x <- (L - k - 1) / (L - k) (x - lr g), until
-exactly K are zero. ``magnitude`` (arXiv:1608.08710), ``taylor`` (arXiv:1906.10771, first order) and ``random`` choose other
-groups. The equations stand in ``baselines.helpers.scores`` and ``baselines.helpers.pruner``.
+``criterion=hesso`` is the pruning of OTO (arXiv:2312.09411) by HESSO (arXiv:2409.09085): five criteria per group,
+then progressive forgetting of the redundant groups, x <- (L - k - 1) / (L - k) (x - lr g), until exactly K are zero.
+``magnitude`` (arXiv:1608.08710), ``taylor`` (arXiv:1906.10771, first order) and ``random`` choose other groups. The
+equations stand in ``baselines.helpers.scores`` and ``baselines.helpers.pruner``.
 
 Differs: groups are those of GETA's dependency graph, so that methods are compared and not graphs. The other criteria
 share HESSO's schedule, although their papers remove groups at once, so that criteria are compared and not schedules.

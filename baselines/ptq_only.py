@@ -1,7 +1,7 @@
 """PTQ only: a dense model is trained, then quantized without training; nothing is pruned.
 
 Papers: ranges and the standard pipeline of Nagel et al. (arXiv:2106.08295, section 3); rounding to nearest, by
-AdaRound (arXiv:2004.10568, Eq. 22 to 25), or by OBQ (arXiv:2208.11580, Eq. 7). The equations stand in
+AdaRound (arXiv:2004.10568, Eq. 22 to 25), or by OBQ (arXiv:2208.11580). The equations stand in
 ``baselines.helpers.ranges``, ``rounding`` and ``surgeon``.
 
 Differs: batch normalisations are not folded into the weights (ranges are per output channel by default, which does the

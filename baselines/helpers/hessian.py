@@ -134,4 +134,5 @@ def damped_inverse(gram: Tensor, damping: float) -> Tensor:
     mean = diagonal.sum(-1, keepdim=True) / (~unused).sum(-1, keepdim=True).clamp(min=1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     extra = torch.where(unused, mean, damping * mean)
-    return torch.linalg.inv(gram + torch.diag_embed(extra))
+    inverse: Tensor = torch.linalg.inv(gram + torch.diag_embed(extra))
+    return inverse

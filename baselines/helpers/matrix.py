@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -93,4 +92,4 @@ def _unfolded(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, dims: int) -
     x = x.unflatten(1, (module.groups, -1))
     places, window = range(3, 3 + dims), range(3 + dims, 3 + 2 * dims)
     x = x.permute(1, 2, *window, 0, *places)
-    return cast(Tensor, x.flatten(1 + dims + 1).flatten(1, 1 + dims))
+    return x.flatten(2 + dims).flatten(1, 1 + dims)

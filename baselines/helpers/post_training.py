@@ -72,11 +72,13 @@ class PostTraining:
         prepared.model.train(training)
         fit_ranges_(result, calibration, self.weight_bits, inputs, RangeRule(self.ranges, self.percentile))
         if self.rounding == "adaround":
-            settings = AdaRound(iterations=self.iterations)
-            round_weights_(result, calibration, lambda *given: adaround(*given, settings), original)
+            round_weights_(result, calibration, self._adaround, original)
         elif self.rounding == "obq":
             round_weights_(result, calibration, self._obq, None)
         return geta.finish(result)
+
+    def _adaround(self, weight: Tensor, step: Tensor, top: int, xx: Tensor, zx: Tensor) -> Tensor:
+        return adaround(weight, step, top, xx, zx, AdaRound(iterations=self.iterations))
 
     def _obq(self, weight: Tensor, step: Tensor, top: int, xx: Tensor, zx: Tensor) -> Tensor:
         inverse = damped_inverse(xx, self.damping)

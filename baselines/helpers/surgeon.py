@@ -2,11 +2,11 @@
 
 H = E[x x^T] is (half) the Hessian of a row's squared output error, and H^-1 = Z. Setting weight p of a row to v costs
 
-    (w_p - v)^2 / Z_pp,  with the update  w <- w - (w_p - v) / Z_pp Z_:p        (Eq. 3; Eq. 7 with v = quant(w_p))
+    (w_p - v)^2 / Z_pp,  with the update  w <- w - (w_p - v) / Z_pp Z_:p        (OBS; OBQ with v = quant(w_p))
 
 of the weights that are still free, after which Z <- Z - Z_:p Z_p: / Z_pp takes p out of the problem (Lemma 1). For a
 set P of weights that go to zero together the cost is w_P^T (Z_PP)^-1 w_P, the update w <- w - Z_:P (Z_PP)^-1 w_P, and
-Z loses Z_:P (Z_PP)^-1 Z_P: (section 4, "group OBS").
+Z loses Z_:P (Z_PP)^-1 Z_P: (the group form of OBS).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-ELEMENTS = 1 << 25
+ELEMENTS = 1 << 22
 """Elements of the rows' own inverse Hessians that are held at a time."""
 
 
@@ -31,7 +31,7 @@ def downdate_(inverse: Tensor, p: Tensor) -> None:
     each = torch.arange(len(p), device=p.device)
     column = inverse[each, :, p]
     scaled = column / column[each, p].unsqueeze(1)
-    inverse -= column.unsqueeze(2) * scaled.unsqueeze(1)
+    torch.baddbmm(inverse, column.unsqueeze(2), scaled.unsqueeze(1), alpha=-1, out=inverse)
     # What is zero in exact arithmetic must be zero, or it would come back as a divisor.
     inverse[each, :, p] = 0
     inverse[each, p, :] = 0
@@ -113,7 +113,8 @@ def block_costs(weight: Tensor, inverse: Tensor, blocks: Tensor) -> Tensor:
     inner = inverse[blocks.unsqueeze(2), blocks.unsqueeze(1)]
     gone = (inner.diagonal(dim1=1, dim2=2) == 0).all(1)
     inner = inner + torch.eye(blocks.shape[1], dtype=inner.dtype, device=inner.device) * gone.view(-1, 1, 1)
-    return (own * torch.linalg.solve(inner, own)).sum((1, 2))
+    solved: Tensor = torch.linalg.solve(inner, own)
+    return (own * solved).sum((1, 2))
 
 
 def remove_block_(weight: Tensor, inverse: Tensor, p: Tensor) -> None:
@@ -130,7 +131,7 @@ def quantize_rows(weight: Tensor, inverse: Tensor, step: Tensor, top: int) -> Te
     """Return the whole numbers n, in [-top, top], that OBQ gives; n * step is the quantized weight.
 
     Weights that are zero go first, so that what was pruned stays pruned. A weight that lies beyond the grid by more
-    than half a step goes next, before it drifts further (section 5, "outliers").
+    than half a step goes next, before it drifts further (the outliers of OBQ).
 
     Args:
         weight: [rows, columns].

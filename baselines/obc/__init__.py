@@ -1,9 +1,9 @@
 """OBC: optimal brain compression, post-training pruning and quantization with the exact layer-wise Hessian.
 
 Paper: Frantar, Singh and Alistarh, arXiv:2208.11580. For every layer the mean squared error of its output on
-calibration inputs is quadratic in each row of its weight, with the Hessian H = E[x x^T]. Weights go (Eq. 3) or are
-rounded (OBQ, Eq. 7) one by one, the cheapest first, while those that are left make up for it; Lemma 1 keeps H^-1
-current. Several weights at once follow the group form of section 4. All equations stand in
+calibration inputs is quadratic in each row of its weight, with the Hessian H = E[x x^T]. Weights go (ExactOBS) or are
+rounded (OBQ) one by one, the cheapest first, while those that are left make up for it; Lemma 1 keeps H^-1
+current. Several weights at once follow the group form of OBS. All equations stand in
 ``baselines.helpers.surgeon``. As in the paper's compound setting, the pruned model is quantized afterwards, its zeros
 kept; batch normalisations get new statistics after pruning.
 

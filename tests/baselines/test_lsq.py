@@ -27,7 +27,7 @@ class Round(torch.autograd.Function):
 
 def lsq(v: Tensor, s: Tensor, low: float, top: float) -> Tensor:
     """The authors' own formulation (arXiv:1902.08153, Eq. 1 and 2), differentiated by torch."""
-    rounded: Tensor = Round.apply((v / s).clamp(low, top))
+    rounded: Tensor = Round.apply((v / s).clamp(low, top))  # type: ignore[no-untyped-call]
     return rounded * s
 
 

@@ -17,14 +17,15 @@ from baselines.obc.weights import matrix_layers, prune_weights_
 from baselines.prune_only import PruneOnly
 
 
-def redundant_net() -> nn.Module:
+def redundant_net() -> nn.Sequential:
     """Two layers, of which channels 1 and 4 are nearly copies of 0 and 3: they can go without loss."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
     with torch.no_grad():
         for copied, source in ((1, 0), (4, 3)):
-            model[0].weight[copied] = 2 * model[0].weight[source]
-            model[0].bias[copied] = 2 * model[0].bias[source]
+            first: Any = model[0]
+            first.weight[copied] = 2 * first.weight[source]
+            first.bias[copied] = 2 * first.bias[source]
     return model
 
 
@@ -49,7 +50,8 @@ def test_the_first_score_is_the_error_that_refitting_the_reader_leaves() -> None
     x = torch.randn(500, 5)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
     hidden = torch.relu(model[0](x)).detach().double()
-    weight = model[2].weight.detach().double()
+    reader: Any = model[2]
+    weight = reader.weight.detach().double()
     output = hidden @ weight.T
     scores = GroupSurgeon(prepared(model, x[:4], 0.5), [x], 1e-9).scores()
     for group in range(6):
@@ -77,7 +79,7 @@ def test_it_beats_removing_the_smallest_groups_by_far() -> None:
     wanted = conv_net()(held_out).detach()
 
     def error(model: nn.Module) -> float:
-        return ((model(held_out) - wanted).square().mean() / wanted.square().mean()).item()
+        return float(((model(held_out) - wanted).square().mean() / wanted.square().mean()).detach())
 
     ours = prepared(conv_net(), batches[0], 0.4)
     GroupSurgeon(ours, batches, 0.01).prune_(None)
@@ -91,7 +93,7 @@ def test_it_beats_removing_the_smallest_groups_by_far() -> None:
 
 
 @pytest.mark.parametrize("keywords", [{"divisible_by": 4}, {"min_kept": 6}])
-def test_what_is_kept_obeys_the_rules(keywords: dict[str, int]) -> None:
+def test_what_is_kept_obeys_the_rules(keywords: dict[str, Any]) -> None:
     batches = [smooth(32, 0)]
     method = Obc(sparsity=0.45, **keywords)
     ready = geta.prepare(conv_net(), batches[0], method.pruning_config())

@@ -49,8 +49,9 @@ def test_a_layer_is_its_matrix_times_its_columns(name: str, monkeypatch: pytest.
 
 
 def test_what_is_no_such_product_has_no_matrix() -> None:
-    for module in (nn.ConvTranspose2d(2, 3, 3), nn.BatchNorm2d(3), nn.Embedding(4, 5)):
-        assert MatrixLayer.of(module, module.weight.shape) is None  # type: ignore[arg-type]
+    modules: list[Any] = [nn.ConvTranspose2d(2, 3, 3), nn.BatchNorm2d(3), nn.Embedding(4, 5)]
+    for module in modules:
+        assert MatrixLayer.of(module, module.weight.shape) is None
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -63,11 +64,11 @@ def test_the_error_of_an_output_follows_from_the_gram_matrices(name: str) -> Non
     gram = Gram(layer)
     gram.add(x[:1], z[:1])
     gram.add(x[1:], z[1:])
-    changed = copy.deepcopy(module)
-    changed.weight.data += 0.1 * torch.randn(weight.shape, dtype=torch.float64)  # type: ignore[operator, union-attr]
+    changed: Any = copy.deepcopy(module)
+    changed.weight.data += 0.1 * torch.randn(weight.shape, dtype=torch.float64)
     difference = product(changed, x) - product(module, z)
     constant = (layer.matrix(weight) * (layer.matrix(weight) @ gram_of(layer, z).xx)).sum(-1)
-    found = output_error(layer.matrix(changed.weight), layer.matrix(weight), gram.xx, gram.zx) + constant  # type: ignore[arg-type]
+    found = output_error(layer.matrix(changed.weight), layer.matrix(weight), gram.xx, gram.zx) + constant
     assert torch.allclose(found.flatten(), difference.square().mean(1), rtol=1e-10)
 
 
@@ -92,9 +93,10 @@ def test_the_inverse_is_damped_and_leaves_unused_columns_alone() -> None:
 def test_inputs_are_those_that_layers_see_in_both_models() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double().train()
     other = copy.deepcopy(model)
-    other[0].weight.data += 1.0
+    first: Any = other[0]
+    first.weight.data += 1.0
     batches = [torch.randn(5, 3, dtype=torch.float64) for _ in range(3)]
-    layer = MatrixLayer.of(model[2], model[2].weight.shape)
+    layer = MatrixLayer.of(model[2], torch.Size((2, 4)))
     assert layer is not None
     gram = grams(model, {model[2]: layer}, batches, (other, {model[2]: other[2]}))[model[2]]
     x, z = (torch.relu(net[0](torch.cat(batches))).detach() for net in (model, other))
