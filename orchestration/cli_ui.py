@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from orchestration.tracking.base import uri_faults
 from orchestration.tracking.intent import Intent
 from orchestration.tracking.store import ARTIFACTS, DATABASE, is_server, sqlite_path
 from orchestration.tracking.sync import run_folders
+from orchestration.tracking.views import studies, view_address
 
 DEFAULT_ROOT = "runs"
 DESCRIPTION = f"""\
@@ -83,9 +85,18 @@ def show_server(address: str, browser: bool) -> int:
     if not answers(address):
         raise GetaError(f"the MLflow server {address} does not answer; a team's is started with `geta services up`")
     write(f"runs: {address}")
+    show_studies(address)
     if browser:
         webbrowser.open(address)
     return 0
+
+
+def show_studies(address: str) -> None:
+    """Say where the table and the charts of each study are."""
+    with contextlib.suppress(OSError, ValueError, KeyError):  # a server that wants a login shows its own pages
+        for name, number in studies(address):
+            write(f"  {name}: {view_address(address, number)}")
+            write(f"  {' ' * len(name)}  {view_address(address, number, charts=True)}")
 
 
 def serve(store: str, first_port: int, browser: bool) -> int:
@@ -104,6 +115,7 @@ def serve(store: str, first_port: int, browser: bool) -> int:
     try:
         wait_for(address, server.poll)
         write(f"runs of {database.parent if database is not None else store}: {address}   (Ctrl-C ends it)")
+        show_studies(address)
         if browser:
             webbrowser.open(address)
         return server.wait()

@@ -26,6 +26,7 @@ from orchestration.rundir import DEFAULT_ROOT, RunDirectory
 from orchestration.values import parse_value
 from sweeps import tuning
 from sweeps.comparison import Comparison, print_comparison, save_record
+from sweeps.layout import layout, write_statistics
 
 METHODS = ("dense", "geta", "qat_only", "prune_then_ptq")
 REFERENCE = "geta"
@@ -33,7 +34,7 @@ Match = Literal["bits", "bops", "nothing"]
 
 HELP = """\
 usage: geta compare [methods=[dense,geta,...]] [seeds=[0,1,...]] [match=bits|bops|nothing] [tune=N] [output=DIR]
-                    [record=FILE] [group=NAME ...] [group.key=VALUE ...]
+                    [record=FILE] [study=NAME] [group=NAME ...] [group.key=VALUE ...]
 
 Run several methods under one budget and print the table: means, standard deviations, and the paired differences to
 GETA with 95 % intervals corrected for their number (Holm).
@@ -45,6 +46,8 @@ GETA with 95 % intervals corrected for their number (Holm).
   tune      trials per method, its defaults among them, judged on the validation split (default 1: the defaults)
   output    folder that receives the runs (default runs)
   record    JSON file that receives every result
+  study     MLflow experiment of the runs (default compare-TASK); each method is a parent run with its seeds as
+            children, and holds mean, standard deviation and 95 % confidence interval of their final numbers
 
 All other values are those of `geta run` and hold for every method; METHOD:key=value holds for one of them, such as
 geta:method.sparsity=0.6. Runs that are complete are not run again; interrupted ones go on.
@@ -62,6 +65,7 @@ class Plan:
         match: what the others take from GETA's result of the same seed.
         trials: of tuning, per method.
         values: ``group=name`` and ``group.key=value`` for every run, ``method:key=value`` for one method.
+        study: MLflow experiment of the runs; None is "compare-TASK", or what ``tracker.experiment`` says.
     """
 
     methods: Sequence[str]
@@ -70,6 +74,7 @@ class Plan:
     match: Match = "bits"
     trials: int = 1
     values: Sequence[str] = field(default_factory=tuple)
+    study: str | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -101,6 +106,7 @@ def _read(arguments: Sequence[str]) -> tuple[Plan, str | None]:
         "match": "bits",
         "tune": 1,
         "record": None,
+        "study": None,
     }
     values = []
     for argument in arguments:
@@ -116,14 +122,17 @@ def _read(arguments: Sequence[str]) -> tuple[Plan, str | None]:
     match = check_value(own["match"], Match, "match", faults)
     trials = check_value(own["tune"], Annotated[int, Bounds(1)], "tune", faults)
     record = check_value(own["record"], str | None, "record", faults)
+    study = check_value(own["study"], str | None, "study", faults)
     if not faults and not (methods and seeds):
         faults.append("methods and seeds must each name at least one")
     if not faults and tuning.SEED in seeds and trials > 1:
         faults.append(f"seeds must not hold {tuning.SEED}, which is the seed of tuning")
     if faults:
         raise ConfigError(faults)
-    plan = Plan(methods=methods, seeds=seeds, output=Path(output), match=match, trials=trials, values=values)
-    return plan, record
+    place = Path(output)
+    return Plan(
+        methods=methods, seeds=seeds, output=place, match=match, trials=trials, values=values, study=study
+    ), record
 
 
 def _listed(value: Any) -> Any:
@@ -141,9 +150,10 @@ def compare(plan: Plan) -> Comparison:
     from orchestration.run import run
 
     # All configurations are checked before the first run starts.
+    places = {m: layout(_config(plan, m, plan.seeds[0], ()), plan.values, plan.study) for m in plan.methods}
     for method in plan.methods:
         for seed in plan.seeds:
-            _config(plan, method, seed, ())
+            _config(plan, method, seed, places[method])
     found = Comparison(reference=REFERENCE, trials=plan.trials)
     chosen: dict[str, tuple[str, ...]] = {}
     # GETA goes first, because others are given what it ended with.
@@ -153,7 +163,8 @@ def compare(plan: Plan) -> Comparison:
     for seed in plan.seeds:
         ended: tuple[Config, RunResult] | None = None
         for method in methods:
-            config = _config(plan, method, seed, (*_matched(plan, method, ended), *chosen[method]))
+            keys = (*places[method], *_matched(plan, method, ended), *chosen[method])
+            config = _config(plan, method, seed, keys)
             write(f"{method}, seed {seed}")
             try:
                 result = run(config)
@@ -167,6 +178,7 @@ def compare(plan: Plan) -> Comparison:
             elif ended is not None and plan.match == "bops" and _has_knob(method):
                 found.targets.setdefault(method, {})[seed] = ended[1].relative_bops
     found.results = {method: found.results[method] for method in plan.methods if method in found.results}
+    write_statistics([Path(result.directory) for own in found.results.values() for result in own.values()])
     return found
 
 
@@ -178,7 +190,8 @@ def _tuned(plan: Plan, method: str, found: Comparison) -> tuple[str, ...]:
     best = None if reference is None or reference.result is None else reference.result
     base = _config(plan, method, tuning.SEED, ())
     ended = None if best is None else (_config(plan, REFERENCE, tuning.SEED, reference.keys if reference else ()), best)
-    matched = _matched(plan, method, ended)
+    place = layout(base, plan.values, plan.study)
+    matched = (*place, 'tracker.cell="tuning"', *_matched(plan, method, ended))
 
     def trial(number: int, keys: Sequence[str]) -> RunResult:
         write(f"{method}, trial {number}: {' '.join(keys) or 'defaults'}")

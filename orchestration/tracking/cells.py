@@ -75,7 +75,7 @@ def _write(client: Any, run_id: str, results: Sequence[RunResult], time: int) ->
 
     numbers = [result.numbers() for result in results]
     metrics = [
-        Metric(name + ending, value, time, len(results))
+        Metric(name + ending, value, time, 0)  # one value at step 0 is drawn as a bar
         for name in numbers[0]
         for ending, value in summary([each[name] for each in numbers if name in each]).items()
     ]

@@ -18,6 +18,7 @@ from orchestration.tracking.intent import RECEIPT, RESULT, Intent
 from orchestration.tracking.jsonl import JOURNAL, Tail
 from orchestration.tracking.store import open_store
 from orchestration.tracking.system import SYSTEM
+from orchestration.tracking.views import set_view
 
 TOKEN, STAGE, RECEIVED, FILES = "geta.token", "geta.stage", "geta.received", "geta.files"
 """Tags of a run: its identity, its stage, and what of journal and files has arrived."""
@@ -58,6 +59,7 @@ class RunCopy:
         """Find the copy, or make it, and return what the store knows of it."""
         if self._client is None:
             client, experiment = open_store(self._store, self._intent.experiment)
+            set_view(client, experiment)
             self._run_id = self._find(client, experiment) or self._create(client, experiment)
             self._client = client
         return self._client.get_run(self._run_id)
@@ -134,8 +136,9 @@ class RunCopy:
     def _send(self, lines: Sequence[Line]) -> None:
         from mlflow.entities import Metric, RunTag
 
+        # MLflow draws bars, which compare runs, of metrics that have one value at step 0.
         metrics = [
-            Metric(key, float(value), line.time, line.step)
+            Metric(key, float(value), line.time, 0 if line.kind == "final" else line.step)
             for line in lines
             for key, value in {**line.metrics, **line.seconds}.items()
         ]

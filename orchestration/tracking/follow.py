@@ -93,6 +93,7 @@ def follow(folder: Path, ended: Callable[[float], bool], parent: int) -> int:
             patience.attempt(copy.update)
         if ended(EVERY if opened else 1.0):
             break
+    sampler.sample()  # the run waits for its end to be sent; one that died gives no sample
     intent = Intent.read(folder) or intent
     status: Status = intent.status or "KILLED"  # a process that died without a word has written none
     until, attempts = time.monotonic() + LAST_SECONDS, 1

@@ -28,7 +28,7 @@ class Sampler:
 
     def __init__(self, pid: int, folder: Path) -> None:
         self._pid, self._folder = pid, folder
-        self._due = time.monotonic() + EVERY / 5  # the first one soon, so that short runs have some
+        self._due = time.monotonic()
         self._before: tuple[float, float] | None = None
         self._gpu = shutil.which("nvidia-smi")
         path = folder / SYSTEM

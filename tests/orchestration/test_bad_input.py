@@ -125,7 +125,7 @@ CASES: list[tuple[list[str], str]] = [
     (["=3"], "'=3' must have the form key=value"),
 ]
 REAL = [
-    ["model=resnt20"],
+    ["task=digit"],
     ["method.sparsity=1.0"],
     ["--config", "../broken.yaml"],
     ["run.output=../file/run"],

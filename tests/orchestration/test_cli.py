@@ -23,6 +23,7 @@ from orchestration.result import RunResult
 from orchestration.services.processes import free_port
 from orchestration.tracking.base import Line
 from orchestration.tracking.store import open_store
+from orchestration.tracking.views import set_view, view_address
 from sweeps.cli import COMMANDS, main
 from tests.orchestration.small import small
 
@@ -164,12 +165,22 @@ def test_a_record_names_code_versions_and_command(monkeypatch: pytest.MonkeyPatc
     assert state is None or (len(state["commit"]) == 40 and isinstance(state["modified"], bool))
 
 
+def wait_for_words(path: Path, words: str) -> str:
+    until = time.monotonic() + 60
+    while words not in path.read_text():
+        assert time.monotonic() < until, path.read_text()
+        time.sleep(0.1)
+    return path.read_text()
+
+
 def test_the_pages_open_and_close(tmp_path: Path) -> None:
     """`geta ui` serves the local store on loopback and leaves no process when it is ended."""
     import psutil
 
     assert main(["ui", str(tmp_path)]) == 2, "there is no store yet"
-    open_store(f"sqlite:///{tmp_path / 'mlflow.db'}", "shown")
+    client, experiment = open_store(f"sqlite:///{tmp_path / 'mlflow.db'}", "shown")
+    set_view(client, experiment)
+    set_view(client, experiment)
     port = free_port(5600)
     log = (tmp_path / "log").open("wb")
     command = [*GETA, "ui", str(tmp_path), "--port", str(port), "--no-browser"]
@@ -187,6 +198,9 @@ def test_the_pages_open_and_close(tmp_path: Path) -> None:
         with urllib.request.urlopen(query, timeout=30) as response:
             names = [each["name"] for each in json.load(response)["experiments"]]
         assert "shown" in names
+        assert f"shown: {view_address(address, experiment)}\n" in wait_for_words(
+            tmp_path / "log", "compareRunsMode=CHART"
+        )
         children = psutil.Process(process.pid).children(recursive=True)
         listening = [
             connection.laddr.ip

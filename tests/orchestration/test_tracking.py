@@ -22,6 +22,7 @@ from orchestration.tracking.jsonl import JOURNAL, Journal, Tail
 from orchestration.tracking.mlflow import MlflowTracker
 from orchestration.tracking.store import open_store, sqlite_path
 from orchestration.tracking.system import Sampler, gpu_metrics
+from orchestration.tracking.views import BARS, TAG
 from tests.orchestration.tracked import TAGS, copies, history, write_result, write_run, written
 
 
@@ -265,7 +266,8 @@ def test_samples_of_the_machine(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         sampler = Sampler(process.pid, tmp_path)
-        sampler.sample()
+        sampler.sample_if_due()
+        sampler.sample_if_due()  # not yet due again
         time.sleep(0.3)
         sampler.sample()
     finally:
@@ -286,3 +288,29 @@ def test_lines_of_nvidia_smi() -> None:
         "system/gpu_0_memory_usage_megabytes": 1048.576,
         "system/gpu_1_memory_usage_megabytes": 0.0,
     }
+
+
+def test_what_a_run_ends_with_is_drawn_as_bars(tmp_path: Path, store: str) -> None:
+    """MLflow draws a bar for each run where the only value is that of step 0."""
+    folder = write_run(tmp_path / "run", store, 2)
+    line = Journal(folder).append("final", (40, 2), "cooldown", {"final/test/accuracy": 0.9})
+    RunCopy(folder).close("FINISHED")
+    (run,) = copies(store)
+    assert history(store, run, "final/test/accuracy") == [(0, line.time, 0.9)]
+    assert [step for step, _, _ in history(store, run, "loss")] == [1, 2]
+
+
+def test_the_view_names_metrics_that_runs_have(tmp_path: Path, store: str) -> None:
+    folder = write_run(tmp_path / "run", store)
+    result = write_result(folder, 0, 0.5)
+    RunCopy(folder).close("FINISHED")
+    client, experiment = open_store(store, "geta")
+    state = json.loads(client.get_experiment(experiment).tags[TAG])
+    known = {f"final/{name}" for name in BARS}
+    assert known <= result.numbers().keys()
+    for column in state["selectedColumns"][1:]:
+        name = column.removeprefix("metrics.`").removesuffix("`")
+        assert name.removesuffix("_ci95") in result.numbers()
+    sections = {section["uuid"] for section in state["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
+    assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == len(state["compareRunCharts"])
