@@ -11,20 +11,20 @@ from orchestration.compose import compose
 from orchestration.tracking.base import Line, TrackerSettings
 from orchestration.tracking.mlflow import MlflowTracker
 from sweeps.cli import main
-from sweeps.compare import _layout
+from sweeps.layout import layout
 from tests.orchestration.small import small
 from tests.orchestration.tracked import copies
 
 
 def test_a_cell_is_the_same_for_every_seed_and_another_for_another_question() -> None:
     def cell(*values: str) -> str:
-        return _layout(compose(small("unused", *values)), values, None)[0]
+        return layout(compose(small("unused", *values)), values, None)[0]
 
     assert cell("run.seed=0") == cell("run.seed=5") == cell("tracker=mlflow")
     assert len({cell(), cell("method.sparsity=0.4"), cell("method=dense"), cell("model.width=7")}) == 4
-    assert _layout(compose(small("unused")), [], None)[1] == 'tracker.experiment="compare-digits"'
-    assert _layout(compose(small("unused")), [], "mine")[1] == 'tracker.experiment="mine"'
-    assert len(_layout(compose(small("unused")), ["tracker.experiment=x"], None)) == 1
+    assert layout(compose(small("unused")), [], None)[1] == 'tracker.experiment="compare-digits"'
+    assert layout(compose(small("unused")), [], "mine")[1] == 'tracker.experiment="mine"'
+    assert len(layout(compose(small("unused")), ["tracker.experiment=x"], None)) == 1
 
 
 def test_a_comparison_is_a_study_of_cells_of_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
