@@ -115,4 +115,5 @@ def refit_step(magnitude: Tensor, mask: Tensor, step: Tensor, bits: int, rounds:
 def first_step(magnitude: Tensor, bits: int) -> Tensor:
     """Return a step to start from: the grid's highest level at the largest magnitude."""
     largest = magnitude.max()
-    return torch.where(largest > 0, largest, torch.ones_like(largest)) / (2 ** (bits - 1) - 1)
+    step: Tensor = torch.where(largest > 0, largest, torch.ones_like(largest)) / (2 ** (bits - 1) - 1)
+    return step
