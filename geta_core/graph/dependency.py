@@ -276,13 +276,14 @@ def _facing(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 def _outer(spread: list[list[Tensor]], contracted: frozenset[int]) -> list[Tensor]:
     """Layers that reach the result: of tied ones the one that varies most stands for all."""
-    candidates = [layer for layers in spread for layer in layers if not varying(layer) & contracted]
-    kept: list[Tensor] = []
-    for layer in sorted(candidates, key=lambda a: -len(varying(a))):
-        for i, other in enumerate(kept):
-            if varying(layer) and varying(layer) <= varying(other):
-                kept[i] = torch.where(other >= 0, other, layer)
+    candidates = [(i, layer) for i, layers in enumerate(spread) for layer in layers if not varying(layer) & contracted]
+    kept: list[tuple[int, Tensor]] = []
+    for source, layer in sorted(candidates, key=lambda a: -len(varying(a[1]))):
+        for i, (owner, other) in enumerate(kept):
+            # Two labels of one operand need not be tied: both go on.
+            if owner != source and varying(layer) and varying(layer) <= varying(other):
+                kept[i] = owner, torch.where(other >= 0, other, layer)
                 break
         else:
-            kept.append(layer)
-    return kept
+            kept.append((source, layer))
+    return [layer for _, layer in kept]

@@ -59,7 +59,7 @@ def test_a_required_part_that_is_missing_fails(outcome: Path, tmp_path: Path) ->
 def test_an_unknown_part_is_an_error(outcome: Path) -> None:
     printed = _pytest(outcome, GETA_REQUIRE="cifar11")
     assert printed.returncode == 4, printed.stdout + printed.stderr
-    assert "GETA_REQUIRE: no such part: cifar11 (known: cifar10, " in printed.stdout + printed.stderr
+    assert "GETA_REQUIRE: no such part: cifar11 (known: brevitas, " in printed.stdout + printed.stderr
 
 
 def test_a_process_left_behind_fails_even_as_an_orphan(tmp_path: Path) -> None:
