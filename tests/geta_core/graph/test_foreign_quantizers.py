@@ -56,7 +56,10 @@ def assert_like_the_float_twin(float_model: nn.Module, quantized: nn.Module, x: 
     found = prepared(quantized, x)
     names = {name for name, _ in float_model.named_parameters()}
     assert names <= set(found.graph.capture.tensors), "the quantized model keeps the names"
-    assert groups(found, names) == groups(twin, names)
+    here, there = groups(found, names), groups(twin, names)
+    assert {group for group in here if group[0]} == {group for group in there if group[0]}
+    # A quantizer may read more of a weight, such as the places of a kernel: those stay, as in any model.
+    assert there <= here
     assert found.num_prunable == twin.num_prunable > 0
     return found
 
