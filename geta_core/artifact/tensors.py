@@ -66,15 +66,25 @@ def stored(held: Held, weight: QuantizedWeight | None) -> tuple[dict[str, Tensor
     if weight is None:
         return {name: value.clone()}, entry
     step = weight.step.cpu().contiguous()
-    level = (value.to(torch.float64) / step.to(torch.float64)).round()
-    if not torch.equal(_times(level, step, value.dtype), value):
-        raise ArtifactError(f"save: {name} does not lie on its grid; was the model trained after finish?")
+    level = whole_numbers(name, value, step)
     key, bits = f"{name}.step", weight.bits.reshape(step.shape)
     entry |= {"bits": bits.flatten().tolist(), "step": key, "dtype": _NAMES[value.dtype], "shape": list(value.shape)}
     try:
         return {name: pack(level, bits), key: step}, entry
     except ValueError as error:
         raise ArtifactError(f"save: {name} does not fit its bit width: {error}") from error
+
+
+def whole_numbers(name: str, value: Tensor, step: Tensor) -> Tensor:
+    """The levels of a quantized weight, shaped like it.
+
+    Raises:
+        ArtifactError: if it does not lie on its grid.
+    """
+    level = (value.to(torch.float64) / step.to(torch.float64)).round()
+    if not torch.equal(_times(level, step, value.dtype), value):
+        raise ArtifactError(f"save: {name} does not lie on its grid; was the model trained after finish?")
+    return level
 
 
 def restored(name: str, entry: Mapping[str, Any], file: Mapping[str, Tensor]) -> Tensor:

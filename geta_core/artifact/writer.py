@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from geta_core.artifact.graph_json import encode
 from geta_core.artifact.manifest import FORMAT, MANIFEST, TENSORS, dumps, number
-from geta_core.artifact.tensors import held_tensors, stored
-from geta_core.errors import ArtifactError
+from geta_core.artifact.tensors import held_tensors, stored, whole_numbers
+from geta_core.errors import ArtifactError, GetaError
 from geta_core.quantize import Quantizer
 from geta_core.quantize.attach import INPUT_QUANTIZER
 from geta_core.slim.graph_module import as_switchable
@@ -101,7 +101,13 @@ def _sync(folder: Path) -> None:
 def _contents(compressed: Compressed) -> tuple[bytes, dict[str, Any]]:
     """The two files."""
     # torch.export takes a tensor that stands in two places of the example for one input.
-    module = as_switchable(compressed.model, compressed.inputs.map(torch.clone))
+    parameters = dict(compressed.model.named_parameters(remove_duplicate=False))
+    for name in compressed.weights.keys() & parameters.keys():
+        whole_numbers(name, parameters[name].detach(), compressed.weights[name].step.to(parameters[name].device))
+    try:
+        module = as_switchable(compressed.model, compressed.inputs.map(torch.clone))
+    except GetaError as error:
+        raise ArtifactError(f"save: {error}") from error
     tensors: dict[str, Tensor] = {}
     table: dict[str, dict[str, Any]] = {}
     for held in held_tensors(compressed.model, module):

@@ -20,17 +20,21 @@ from geta_core.slim.rewriting import rewrite
 
 aten = torch.ops.aten
 
+SAME_GRAPH = 100.0
+"""Largest difference of a graph from the model that it was traced from, in units of the model's precision and relative
+to the largest output: the same operations run in both, some of them (attention) by another kernel."""
 
-def export_switchable(model: nn.Module, inputs: ExampleInputs) -> tuple[fx.GraphModule, Capture]:
+
+def export_switchable(model: nn.Module, inputs: ExampleInputs, *, train: bool = True) -> tuple[fx.GraphModule, Capture]:
     """Export in train mode with a dynamic batch; the result follows ``train()`` / ``eval()`` and has the model's names.
 
-    The parameters are shared with ``model``, whose mode is restored.
+    The parameters are shared with ``model``, whose mode is restored. With ``train=False`` it is the graph of eval mode.
 
     Raises:
         GetaError: if torch.export cannot trace the model so.
     """
     modes = {module: module.training for module in model.modules()}
-    model.train()
+    model.train(train)
     try:
         program = _dynamic_export(model, inputs)
     finally:
@@ -90,7 +94,8 @@ def _dynamic_export(model: nn.Module, inputs: ExampleInputs) -> torch.export.Exp
     try:
         return torch.export.export(model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        raise GetaError(f"torch.export cannot trace the model in train mode: {first_line(error)}") from error
+        mode = "train" if model.training else "eval"
+        raise GetaError(f"torch.export cannot trace the model in {mode} mode: {first_line(error)}") from error
 
 
 def batch_size(inputs: ExampleInputs) -> int:
@@ -138,12 +143,45 @@ def _check_batch(captured: Capture, batch: int) -> None:
 
 
 def as_switchable(model: nn.Module, inputs: ExampleInputs) -> fx.GraphModule:
-    """The graph of a finished model, for any batch size and both modes; a graph module is returned as it is."""
+    """The graph of a finished model, for any batch size; a graph module is returned as it is.
+
+    It follows both modes where the model's modes differ in operations alone. A forward that takes another way while it
+    trains (``if self.training``) leaves that way in the graph of train mode: then the graph is that of eval mode, in
+    which normalizations still follow ``train()``, and dropout does not.
+
+    Raises:
+        GetaError: if neither graph computes what the model computes in eval mode.
+    """
     if isinstance(model, fx.GraphModule):
         return model
-    module, _ = export_switchable(model, inputs)
-    switch(module, _counters(module))
-    return module
+    reason = ""
+    for train in (True, False):
+        try:
+            module, _ = export_switchable(model, inputs, train=train)
+        except GetaError as error:
+            reason = reason or str(error)
+            continue
+        switch(module, _counters(module))
+        gap = _gap(model, module, inputs)
+        if gap <= SAME_GRAPH * _precision(model):
+            return module
+        reason = reason or f"its outputs differ from the model's by {gap:.3g}"
+    raise GetaError(f"the model has no graph that can be stored: {reason}")
+
+
+def _gap(model: nn.Module, module: fx.GraphModule, inputs: ExampleInputs) -> float:
+    """The largest difference in eval mode for two batch sizes, without the rounding of inputs; inf where one fails."""
+    from geta_core.slim.verify import difference, without_input_quantizers
+
+    try:
+        return difference(*map(without_input_quantizers, (model, module)), inputs, train=False).eval_mode
+    except Exception:  # noqa: BLE001  # a graph may hold a size that only one of the batches has
+        return float("inf")
+
+
+def _precision(model: nn.Module) -> float:
+    held = [tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    return max((torch.finfo(dtype).eps for dtype in held), default=torch.finfo(torch.float32).eps)
 
 
 def _counters(module: fx.GraphModule) -> set[fx.Node]:

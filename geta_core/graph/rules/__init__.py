@@ -11,6 +11,7 @@ def install_all() -> None:
     import geta_core.quantize.op  # noqa: F401  # defines the quantizer op that one rule names
     from geta_core.graph.rules import (
         along,
+        composed,
         contraction,
         norms,
         pointwise,
@@ -21,5 +22,6 @@ def install_all() -> None:
         windows,
     )
 
-    for module in (pointwise, contraction, views, norms, reductions, along, windows, recurrent, quantizers):
+    parts = (pointwise, contraction, views, norms, reductions, along, windows, recurrent, quantizers, composed)
+    for module in parts:
         module.install()
