@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from geta_core.errors import GetaError
 from orchestration.config import Config, LauncherSettings
@@ -40,6 +40,17 @@ LAST_LINES = 2000
 """Bytes at the end of a log in which the reason of a failure is looked for."""
 
 
+NOT_UP = 3
+"""Exit code of a driver that could not start or join Ray: on a machine without a free processor that happens."""
+
+
+class Failure(NamedTuple):
+    """Why an attempt did not complete the run, and whether its workers were tried at all."""
+
+    reason: str
+    tried: bool
+
+
 class RayLauncher:
     """Runs under Ray Train."""
 
@@ -53,12 +64,18 @@ class RayLauncher:
             while not place.result.is_file():
                 step = saved_step(place.checkpoints)
                 folder.open()
-                reason = _drive(config, place, folder, f"{launch}-{len(requeues.attempts)}", stop, show, began)
-                self._judge(place, folder, requeues, step, reason, stop)
+                failure = _drive(config, place, folder, f"{launch}-{len(requeues.attempts)}", stop, show, began)
+                self._judge(place, folder, requeues, step, failure, stop)
         return RunResult.load(place.result)
 
     def _judge(
-        self, place: RunDirectory, folder: LaunchFolder, requeues: Requeues, step: int, reason: str, stop: StopRequest
+        self,
+        place: RunDirectory,
+        folder: LaunchFolder,
+        requeues: Requeues,
+        step: int,
+        failure: Failure,
+        stop: StopRequest,
     ) -> None:
         """Decide, after the driver's end, whether the run is complete, over, or to be started again."""
         if place.result.is_file():
@@ -73,10 +90,10 @@ class RayLauncher:
             raise StoppedError("stopped before the workers trained; the same command goes on", stop.signal_number)
         now = saved_step(place.checkpoints)
         try:
-            requeues.ended(step, now, reason)
+            requeues.ended(step, now, failure.reason, failure.tried)
         except GetaError as error:
             raise GetaError(f"{error}; the logs are in {folder.path}") from None
-        sys.stderr.write(f"geta: {reason}; starting again from step {now}\n")
+        sys.stderr.write(f"geta: {failure.reason}; starting again from step {now}\n")
 
 
 def _drive(
@@ -87,8 +104,8 @@ def _drive(
     stop: StopRequest,
     show: _Tail,
     began: float,
-) -> str:
-    """Start a driver, wait for its end, and end whatever it has left; return the likely reason of a failure."""
+) -> Failure:
+    """Start a driver, wait for its end, and end whatever it has left; return what may have gone wrong."""
     spec = {
         "config": config.to_dict(),
         "output": str(place.path),
@@ -114,7 +131,7 @@ def _drive(
                 driver.kill()
             driver.wait()
     show.copy()
-    return _reason(driver.returncode, folder, mark)
+    return Failure(_reason(driver.returncode, folder, mark), tried=driver.returncode != NOT_UP)
 
 
 def _watch(
@@ -174,6 +191,8 @@ def _reason(code: int, folder: LaunchFolder, mark: int) -> str:
         file.seek(mark)
         lines = file.read()[-LAST_LINES:].decode(errors="replace").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if code == NOT_UP:
+        return last[:300]
     return f"a worker failed ({last[:300]})" if last else f"the Ray driver ended with code {code}"
 
 

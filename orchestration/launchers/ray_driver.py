@@ -13,7 +13,7 @@ from geta_core.errors import GetaError
 from orchestration.config import LauncherSettings
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.processes import die_with_parent
-from orchestration.launchers.ray import config_of
+from orchestration.launchers.ray import NOT_UP, config_of
 from orchestration.launchers.ray_worker import work
 from orchestration.rundir import RunDirectory
 
@@ -32,7 +32,11 @@ def main() -> int:
 
     folder.stamp("ray imported", spec["began"])
     settings = config_of(spec).launcher
-    join(settings, spec)
+    try:
+        join(settings, spec)
+    except Exception as error:  # noqa: BLE001 - Ray raises plain exceptions; the launcher decides what follows
+        sys.stderr.write(f"Ray did not come up: {' '.join(str(error).split())}\n")
+        return NOT_UP
     folder.stamp("ray up", spec["began"])
     try:
         require_room(settings, ray.cluster_resources())

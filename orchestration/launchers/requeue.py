@@ -36,21 +36,22 @@ class Requeues:
         """Attempts that have ended: the steps at which they began and ended, and why they ended."""
         return list(self._read().get("attempts", []))
 
-    def ended(self, began: int, step: int, reason: str) -> None:
+    def ended(self, began: int, step: int, reason: str, tried: bool = True) -> None:
         """Count an attempt that ended before the run did.
 
         Args:
             began: steps that the checkpoint held when it began.
             step: steps that the last checkpoint holds now.
             reason: why it ended.
+            tried: whether the run had a chance to make progress; it has none where the workers could not be started.
 
         Raises:
             GetaError: when the run is not to be started again: too often already, or without any progress.
         """
-        attempts = [*self.attempts, {"began": began, "ended": step, "reason": reason}]
+        attempts = [*self.attempts, {"began": began, "ended": step, "reason": reason, "tried": tried}]
         write_json(self._path, {"launch": self._launch, "attempts": attempts})
-        idle = attempts[-IDLE:]
-        if len(idle) == IDLE and all(each["ended"] <= each["began"] for each in idle):
+        idle = [each for each in attempts if each["tried"]][-IDLE:]
+        if tried and len(idle) == IDLE and all(each["ended"] <= each["began"] for each in idle):
             raise GetaError(
                 f"the run made no progress in {IDLE} attempts: each ended at step {step}, where it began, so it is not "
                 f"started again; last reason: {reason}; lower run.checkpoint_every if the time did not suffice"

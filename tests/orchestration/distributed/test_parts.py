@@ -99,6 +99,7 @@ def test_a_run_without_progress_is_not_started_for_ever(tmp_path: Path) -> None:
     requeues = Requeues(tmp_path / "attempts.json", "job", limit=100)
     requeues.ended(0, 7, "time limit")
     requeues.ended(7, 7, "time limit")
+    requeues.ended(7, 7, "Ray did not come up", tried=False)
     with pytest.raises(GetaError, match=r"no progress in 2 attempts: each ended at step 7, where it began.*time limit"):
         requeues.ended(7, 7, "time limit")
 

