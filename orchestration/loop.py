@@ -116,7 +116,7 @@ def between_steps(session: Session, around: Surroundings) -> None:
     as soon as one worker has seen it.
     """
     done = session.step == session.total_steps
-    (stop_signal,) = session.world.largest([around.stop.signal_number])
+    (stop_signal,) = session.world.largest([around.stop.heard()])
     following = session.next_stage()
     stage_ended = following != session.stage or done
     epoch_ended = session.step % session.task.steps_per_epoch() == 0 or done

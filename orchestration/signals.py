@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -27,10 +28,14 @@ class StoppedError(Exception):
 class StopRequest:
     """Holds the number of the signal that asked for a stop, 0 while there is none."""
 
-    signal_number: int = 0
+    signal_number = 0
+
+    def heard(self) -> int:
+        """Return the number."""
+        return self.signal_number
 
     def __bool__(self) -> bool:
-        return self.signal_number != 0
+        return self.heard() != 0
 
 
 class StopFile(StopRequest):
@@ -44,19 +49,15 @@ class StopFile(StopRequest):
     def __init__(self, path: Path, every: float = 0.5) -> None:
         self._path, self._every = path, every
         self._looked = float("-inf")
-        self._number = 0
 
-    @property
-    def signal_number(self) -> int:  # type: ignore[override]
-        """The number in the file, 0 while there is none."""
+    def heard(self) -> int:
+        """Return the number in the file, 0 while there is none."""
         now = time.monotonic()
-        if not self._number and now - self._looked >= self._every:
+        if not self.signal_number and now - self._looked >= self._every:
             self._looked = now
-            try:
-                self._number = int(self._path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                self._number = 0
-        return self._number
+            with contextlib.suppress(OSError, ValueError):
+                self.signal_number = int(self._path.read_text(encoding="utf-8"))
+        return self.signal_number
 
 
 @contextmanager

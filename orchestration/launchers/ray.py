@@ -167,6 +167,11 @@ def _environment(settings: LauncherSettings, launch: str, temporary: Path) -> di
         "PYTHONPATH": os.pathsep.join(path for path in dict.fromkeys(paths) if path),
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # Workers that import slowly, on a loaded machine or from a network folder, are not started over and over.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_worker_niceness": "0",  # else any other process of the machine comes before the training

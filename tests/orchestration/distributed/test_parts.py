@@ -128,10 +128,10 @@ def test_ends_are_told_through_the_run_directory(tmp_path: Path) -> None:
     stop = StopFile(folder.stop, every=0)
     assert not stop
     folder.ask_to_stop(10)
-    assert stop.signal_number == 10
+    assert stop.heard() == 10
     folder.open()
     assert not StopFile(folder.stop) and not list(folder.path.glob("outcome*"))
-    assert StopFile(folder.stop, every=100).signal_number == 0
+    assert StopFile(folder.stop, every=100).heard() == 0
     folder.remove_if_alone()
     assert not (tmp_path / "run").exists()
 
@@ -208,4 +208,4 @@ def test_stop_files_are_not_read_in_every_step(tmp_path: Path) -> None:
     (tmp_path / "stop").write_text("15")
     assert not stop, "it has just looked"
     time.sleep(0.25)
-    assert stop.signal_number == 15
+    assert stop.heard() == 15
