@@ -6,12 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from baselines.listing import summaries
 from baselines.schema import REQUIRED, Option, describe, options_of
 from orchestration.config import CHOICES, SETTINGS, Config, choice_names, choice_options
 from orchestration.console import guarded, write
 from orchestration.result import RunResult
+
+if TYPE_CHECKING:
+    from orchestration.standing import Standing
 
 EXAMPLES = """\
 examples:
@@ -56,10 +60,37 @@ def _main(arguments: Sequence[str], program: str) -> int:
 
         sys.stdout.write(write_yaml(config.to_dict()))
         return 0
+    if config.launcher.name == "slurm":
+        return submit(config)
     from orchestration.run import run
 
     summarize(run(config), config)
     return 0
+
+
+def submit(config: Config) -> int:
+    """Hand a run to Slurm and say so; wait for its end if that is asked for."""
+    from orchestration.launchers import slurm
+    from orchestration.run import run
+    from orchestration.rundir import RunDirectory
+
+    submission = slurm.submit(config)
+    directory = submission.directory
+    if submission.job is None:
+        summarize(run(config), config)
+        return 0
+    write(f"job {submission.job} submitted; run directory: {directory}")
+    write(f"  geta status {directory}\n  geta logs -f {directory}\n  geta cancel {directory}")
+    if config.launcher.wait:
+        sys.stdout.flush()
+        summarize(slurm.wait(RunDirectory(directory), _tell), config)
+    return 0
+
+
+def _tell(now: Standing) -> None:
+    """Show where a run stands, when that has changed."""
+    sys.stderr.write(f"{now.state}: step {now.step}, {now.text}\n")
+    sys.stderr.flush()
 
 
 def read_config(values: Sequence[str], file: str | None, folder: str | None) -> Config:

@@ -16,6 +16,7 @@ from baselines import matching
 from baselines.registry import METHODS
 from baselines.schema import REQUIRED, Bounds, Option, check_options, check_value, options_of, plain
 from geta_core.errors import ConfigError, GetaError, closest
+from orchestration.launchers.slurm_settings import slurm_faults
 from orchestration.models import registry
 from orchestration.optim import OptimizerSettings, SchedulerSettings
 from orchestration.tasks import TASKS
@@ -56,8 +57,9 @@ class RunSettings:
 class LauncherSettings:
     """Where the run executes; nothing here decides the result of a run with workers of one kind."""
 
-    name: Literal["local", "ray"] = "local"
-    """local: in this process; ray: in worker processes under Ray Train, on this machine or an existing Ray cluster."""
+    name: Literal["local", "ray", "slurm"] = "local"
+    """local: in this process; ray: in worker processes under Ray Train, on this machine or an existing Ray cluster;
+    slurm: as a batch job."""
     workers: Annotated[int, Bounds(1)] = 1
     """Processes that share each batch and average their gradients (ray only)."""
     cpus_per_worker: Annotated[float, Bounds(0, above=True)] = 1.0
@@ -74,12 +76,42 @@ class LauncherSettings:
     """How the model is spread: ddp, a whole copy in each worker. FSDP is not supported."""
     timeout_s: Annotated[float, Bounds(0, above=True)] = 1800.0
     """Seconds in one exchange after which a worker gives the others up."""
+    partition: str | None = None
+    """Slurm partition; null takes the cluster's default. This key and all below need launcher=slurm."""
+    nodes: Annotated[int, Bounds(1)] = 1
+    """Nodes of the job."""
+    gpus_per_node: Annotated[int, Bounds(0)] = 0
+    """GPUs of the job on each node; with 0 the job sees none."""
+    cpus_per_task: Annotated[int, Bounds(1)] = 1
+    """CPUs of the job; also its OMP_NUM_THREADS, unless that is set in the submitting shell."""
+    mem_gb: Annotated[float, Bounds(0, above=True)] | None = None
+    """Memory on each node; null takes the cluster's default."""
+    timeout_min: Annotated[int, Bounds(1)] = 60
+    """Time limit of one start of the job; a run that takes longer is saved, requeued and goes on."""
+    array_parallelism: Annotated[int, Bounds(1)] = 256
+    """Jobs of an array that run at once."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the node must have."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that run before Python, such as "module load cuda"."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any other options of sbatch, without the dashes: {exclude: node7, mail-type: END}; true is an option alone."""
+    signal_s: Annotated[int, Bounds(1)] = 120
+    """Seconds before the time limit at which Slurm warns the job; a step and a checkpoint must take less."""
+    max_requeues: Annotated[int, Bounds(0)] = 50
+    """Times that the job may start again after a time limit, a preemption or the death of a node."""
+    wait: bool = False
+    """Whether `geta run` waits for the end of the job instead of returning its number."""
 
     def __post_init__(self) -> None:
-        faults = []
+        faults = slurm_faults(self)
         if self.name == "local" and self.workers > 1:
             faults.append(f"launcher.workers={self.workers} needs launcher=ray; launcher=local runs in this process")
-        if self.name == "local" and self.address is not None:
+        if self.name != "ray" and self.address is not None:
             faults.append("launcher.address needs launcher=ray")
         if self.strategy.lower().startswith("fsdp"):
             faults.append(

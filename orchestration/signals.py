@@ -61,10 +61,13 @@ class StopFile(StopRequest):
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(*more: signal.Signals) -> Iterator[StopRequest]:
     """Note SIGTERM and the first SIGINT instead of dying; the second SIGINT interrupts at once.
 
     Only the main thread may handle signals; elsewhere the request never comes.
+
+    Args:
+        more: further signals that ask for a stop, such as a scheduler's warning.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -76,7 +79,7 @@ def stop_requests() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal_number = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT, *more)}
     try:
         yield request
     finally:

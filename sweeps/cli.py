@@ -11,6 +11,10 @@ from typing import cast
 
 COMMANDS = {
     "run": ("orchestration.cli_run", "main", "train, compress and measure one model"),
+    "status": ("orchestration.cli_jobs", "status", "say how far runs are, here or under Slurm"),
+    "logs": ("orchestration.cli_jobs", "logs", "print what a run has written, or follow it"),
+    "cancel": ("orchestration.cli_jobs", "cancel", "end the Slurm job of a run"),
+    "doctor": ("orchestration.cli_doctor", "main", "check that a Slurm cluster can run this, and say what to fix"),
     "inspect": ("orchestration.cli_inspect", "main", "say what of a model can be removed, what stays and why"),
     "config": ("orchestration.cli_config", "main", "show a run's whole configuration and where each value comes from"),
     "repeat": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -60,6 +61,19 @@ def _proc() -> str | None:
     return None if Path("/proc/self/environ").is_file() else "the system has no /proc, by which processes are found"
 
 
+def _slurm() -> str | None:
+    for command in (["sbatch", "--version"], ["srun", "--version"], ["sinfo", "-h"], ["sacct", "-n"]):
+        if shutil.which(command[0]) is None:
+            return f"{command[0]} is not on PATH; as root, `tests/slurm/cluster up` brings a cluster up"
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        except subprocess.TimeoutExpired:
+            return f"{command[0]} gave no answer in 20 s"
+        if done.returncode:
+            return f"{command[0]} failed ({' '.join(done.stderr.split())[:100]}); see `tests/slurm/cluster up`"
+    return None
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "cifar10": _cifar10,
     "compiler": _compiler,
@@ -67,6 +81,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     **{name: _package(name) for name in ("brevitas", "timm", "torchao", "torchvision", "transformers")},
     "postgresql": _postgresql,
     "proc": _proc,
+    "slurm": _slurm,
 }
 
 

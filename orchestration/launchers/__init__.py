@@ -15,6 +15,10 @@ def launcher(settings: LauncherSettings) -> Launcher:
         from orchestration.launchers.ray import RayLauncher
 
         return RayLauncher()
+    if settings.name == "slurm":
+        from orchestration.launchers.slurm import SlurmLauncher
+
+        return SlurmLauncher()
     from orchestration.launchers.local import LocalLauncher
 
     return LocalLauncher()

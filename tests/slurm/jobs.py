@@ -1,0 +1,59 @@
+"""What the Slurm tests share: short runs as jobs, and what Slurm and the run directory say of them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestration.compose import compose
+from orchestration.config import Config
+from orchestration.launchers.requeue import saved_step
+from orchestration.launchers.slurm import Submission
+from orchestration.standing import Standing, standings
+from tests.orchestration.small import small
+
+LIMIT = 240.0
+"""Seconds that a run may take on a loaded machine, waits in the queue included."""
+LAUNCHER = ("launcher=slurm", "launcher.mem_gb=2", "launcher.timeout_min=15", "launcher.signal_s=30")
+
+
+def config(output: Path, *more: str) -> Config:
+    """Return a short run as a job."""
+    return compose(small(output, *LAUNCHER, *more))
+
+
+def standing(run: Submission | Path) -> Standing:
+    """Return where a run stands."""
+    (found,) = standings([run if isinstance(run, Path) else run.directory])
+    return found
+
+
+def until(what: Callable[[], bool], why: str, seconds: float = LIMIT) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for this: {why}"
+        time.sleep(0.1)
+
+
+def until_saved(run: Submission) -> None:
+    """Wait until a run has written a checkpoint."""
+    until(lambda: saved_step(run.directory / "checkpoints") > 0, f"a checkpoint in {run.directory}")
+
+
+def log(run: Submission) -> str:
+    """Return what the job has written."""
+    return (run.directory / "launcher" / "worker-0.log").read_text()
+
+
+def starts(run: Submission) -> int:
+    """Return how often the job has begun."""
+    path = run.directory / "launcher" / "worker-0.log"
+    return path.read_text().count("--- job ") if path.exists() else 0
+
+
+def slurm(*command: str) -> str:
+    """Run a command of Slurm's and return its output."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout

@@ -1,0 +1,166 @@
+"""Runs as jobs of a real Slurm cluster: the same results as here, whatever interrupts them."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from geta_core.errors import ConfigError, GetaError
+from orchestration.cli_jobs import cancel, logs, status
+from orchestration.launchers.slurm import submit, submit_many, wait
+from orchestration.rundir import RunDirectory
+from orchestration.signals import StoppedError
+from tests.orchestration.small import differences, outcome, start
+from tests.slurm.jobs import LIMIT, config, log, slurm, standing, starts, until, until_saved
+
+pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(600)]
+
+NET = """\
+from torch import nn
+
+def build(num_classes: int = 10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes))
+"""
+BROKEN = """\
+import os
+
+def build():
+    raise RuntimeError(f"boom in job {os.environ['SLURM_JOB_ID']}")
+"""
+SLEEPY = """\
+import time
+
+def build():
+    time.sleep(600)
+"""
+
+
+def test_a_job_gives_the_same_bits_as_a_local_run(
+    tmp_runs: Path, tmp_path: Path, golden: Callable[[Path, str], None]
+) -> None:
+    module = tmp_path / "slurm_test_net.py"
+    module.write_text(NET)
+    values = ("model=slurm_test_net:build", "~", "run.steps=12", "launcher.extra={comment: a test, begin: now+5}")
+    values = tuple(each for each in values if each != "~")
+    made = config(tmp_runs / "job", *values, "launcher.setup=['export FROM_SETUP=1']")
+    run = submit(made)
+    assert run.job is not None
+    # Edited while the job waits: it runs the copy.
+    module.write_text("raise ImportError('edited after the submission')\n")
+    script = (run.directory / "launcher" / "slurm" / f"{run.job}_submission.sh").read_text()
+    places = {str(run.directory): "RUN", sys.executable: "PYTHON", str(tmp_path): "FOLDER"}
+    for path, word in places.items():
+        script = script.replace(path, word)
+    golden(Path(__file__).parent / "golden" / "submission.sh", re.sub(r"(PYTHONPATH=\S*?code):\S*", r"\1:...", script))
+    with pytest.raises(ConfigError, match=r"already as job \d+; wait for it, or end it: geta cancel"):
+        submit(made)
+    result = wait(RunDirectory(run.directory))
+    assert result.environment["slurm"]["job"] == run.job
+    assert submit(made).job is None, "a finished run is not submitted again"
+
+    module.write_text(NET)
+    resolved = run.directory / "resolved.yaml"
+    process = start(resolved, tmp_path / "local", "launcher=local")
+    assert process.wait(LIMIT) == 0, (tmp_path / "local.log").read_text()
+    assert differences(outcome(tmp_path / "local"), outcome(run.directory)) == []
+
+
+def test_a_failure_comes_back_in_one_line(
+    tmp_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slurm_test_broken.py").write_text(BROKEN)
+    run = submit(config(tmp_runs / "broken", "model=slurm_test_broken:build"))
+    with pytest.raises(GetaError) as caught:
+        wait(RunDirectory(run.directory))
+    message = str(caught.value)
+    assert f"RuntimeError: boom in job {run.job} (slurm_test_broken.py:4, in build)" in message
+    assert "\n" not in message and "geta logs" in message
+    assert "Traceback (most recent call last)" in log(run)
+    assert "FAILED" in slurm("sacct", "-n", "-X", "-j", str(run.job), "-o", "State")
+    assert status([str(tmp_runs)]) == 0
+    shown = capsys.readouterr().out
+    assert "failed" in shown and str(run.job) in shown
+    assert logs([str(run.directory)]) == 0
+    assert f"boom in job {run.job}" in capsys.readouterr().out
+
+
+def test_cancelled_while_it_waits_and_while_it_runs(
+    tmp_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = submit(config(tmp_runs / "waiting", "launcher.extra={begin: now+1hour}"))
+    running = submit(config(tmp_runs / "running", "run.steps=4000"))
+    until(lambda: standing(waiting).state == "waiting", "the job waits")
+    until_saved(running)
+    assert standing(running).state == "running"
+    assert cancel([str(tmp_runs)]) == 0
+    for run in (waiting, running):
+        until(lambda run=run: not standing(run).alive, "the job is over")  # type: ignore[misc]
+        assert standing(run).state == "cancelled"
+        with pytest.raises(StoppedError, match="was cancelled; the same command goes on"):
+            wait(RunDirectory(run.directory))
+    assert starts(waiting) == 0
+    assert starts(running) == 1, "a cancelled job does not come back"
+    assert "stopped after step" in log(running), "it was given the time to save"
+    capsys.readouterr()
+    assert cancel([str(tmp_runs)]) == 2
+    assert "none of these runs has a job that waits or runs" in capsys.readouterr().err
+
+
+def test_interrupted_jobs_equal_the_uninterrupted_one(tmp_runs: Path) -> None:
+    kinds = ("whole", "warned", "terminated", "requeued")
+    values = ("run.steps=60", "run.checkpoint_every=4", "method.activation_bits=[4,8]", "launcher.cpus_per_task=1")
+    runs = {kind: submit(config(tmp_runs / kind, *values)) for kind in kinds}
+    for kind, command in {
+        "warned": ("scancel", "--signal=USR2"),  # as Slurm does before the time limit, and for a preemption
+        "terminated": ("scancel", "--signal=TERM"),
+        "requeued": ("scontrol", "requeue"),  # by an administrator, or after the death of a node: no warning
+    }.items():
+        until_saved(runs[kind])
+        slurm(*command, str(runs[kind].job))
+    for run in runs.values():
+        wait(RunDirectory(run.directory))
+    whole = outcome(runs["whole"].directory)
+    for kind, run in runs.items():
+        assert starts(run) == (1 if kind == "whole" else 2), kind
+        assert differences(whole, outcome(run.directory)) == [], kind
+    told = {kind: json.loads((run.directory / "launcher" / "attempts.json").read_text()) for kind, run in runs.items()}
+    reasons = {kind: [each["reason"] for each in value["attempts"]] for kind, value in told.items()}
+    assert reasons == {
+        "whole": [],
+        "warned": ["Slurm warned of the time limit or of a preemption"],
+        "terminated": ["Slurm asked the job to end"],
+        "requeued": ["Slurm ended the job without a warning"],
+    }
+
+
+def test_a_run_that_gets_nowhere_is_not_requeued_for_ever(tmp_runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "slurm_test_sleepy.py").write_text(SLEEPY)
+    run = submit(config(tmp_runs / "sleepy", "model=slurm_test_sleepy:build"))
+    for number in (1, 2):
+        until(lambda number=number: starts(run) == number, f"start {number}")  # type: ignore[misc]
+        slurm("scontrol", "requeue", str(run.job))
+    with pytest.raises(GetaError, match=r"no progress in 2 attempts: each ended at step 0.* Slurm ended the job"):
+        wait(RunDirectory(run.directory))
+    assert starts(run) == 3
+
+
+def test_an_array_of_eight(tmp_runs: Path) -> None:
+    values = ("method=dense", "run.steps=4", "launcher.array_parallelism=4")
+    runs = submit_many([config(tmp_runs / f"s{seed}", *values, f"run.seed={seed}") for seed in range(8)])
+    first = str(runs[0].job).partition("_")[0]
+    assert [run.job for run in runs] == [f"{first}_{number}" for number in range(8)]
+    assert f"%4" in slurm("scontrol", "show", "job", first) or standing(runs[7]).state != "waiting"
+    for seed, run in enumerate(runs):
+        result = wait(RunDirectory(run.directory))
+        assert (result.seed, result.environment["slurm"]["job"]) == (seed, run.job)
+
+
+def test_what_slurm_refuses_leaves_nothing_behind(tmp_runs: Path) -> None:
+    with pytest.raises(GetaError, match=r"Slurm refused the job: .*invalid partition specified: nowhere"):
+        submit(config(tmp_runs / "refused", "launcher.partition=nowhere"))
+    assert not (tmp_runs / "refused").exists()
