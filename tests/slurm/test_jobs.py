@@ -70,9 +70,7 @@ def test_a_job_gives_the_same_bits_as_a_local_run(
     assert differences(outcome(tmp_path / "local"), outcome(run.directory)) == []
 
 
-def test_a_failure_comes_back_in_one_line(
-    tmp_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failure_comes_back_in_one_line(tmp_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "slurm_test_broken.py").write_text(BROKEN)
     run = submit(config(tmp_runs / "broken", "model=slurm_test_broken:build"))
     with pytest.raises(GetaError) as caught:
@@ -89,9 +87,7 @@ def test_a_failure_comes_back_in_one_line(
     assert f"boom in job {run.job}" in capsys.readouterr().out
 
 
-def test_cancelled_while_it_waits_and_while_it_runs(
-    tmp_runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cancelled_while_it_waits_and_while_it_runs(tmp_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     waiting = submit(config(tmp_runs / "waiting", "launcher.extra={begin: now+1hour}"))
     running = submit(config(tmp_runs / "running", "run.steps=4000"))
     until(lambda: standing(waiting).state == "waiting", "the job waits")
@@ -154,7 +150,7 @@ def test_an_array_of_eight(tmp_runs: Path) -> None:
     runs = submit_many([config(tmp_runs / f"s{seed}", *values, f"run.seed={seed}") for seed in range(8)])
     first = str(runs[0].job).partition("_")[0]
     assert [run.job for run in runs] == [f"{first}_{number}" for number in range(8)]
-    assert f"%4" in slurm("scontrol", "show", "job", first) or standing(runs[7]).state != "waiting"
+    assert "%4" in slurm("scontrol", "show", "job", first) or standing(runs[7]).state != "waiting"
     for seed, run in enumerate(runs):
         result = wait(RunDirectory(run.directory))
         assert (result.seed, result.environment["slurm"]["job"]) == (seed, run.job)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 import geta_core as geta
 from tests.geta_core.graph.nets import assert_sound
 
-
 FLOAT = geta.CompressionConfig(weight_bits=None)
 
 

@@ -61,6 +61,6 @@ def test_what_has_no_graph_is_refused_in_one_line(tmp_path: Path, monkeypatch: p
     """A graph that computes something else is never written."""
     compressed = geta.finish(geta.prepare(Jitter(), torch.randn(4, 4)))
     compressed.model.first.forward = lambda x: torch.randn(x.shape[0], 12)  # type: ignore[union-attr,method-assign]
-    with pytest.raises(geta.ArtifactError, match="the model has no graph that can be stored: .* differ .* by"):
+    with pytest.raises(geta.ArtifactError, match=r"the model has no graph that can be stored: .* differ .* by"):
         compressed.save(tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
