@@ -154,7 +154,8 @@ def resolve(model: nn.Module, path: str) -> Tensor:
 
 def _named(model: nn.Module, program: ExportedProgram) -> Capture:
     signature, names_by_id = program.graph_signature, public_names(model)
-    held: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    of_parameters = dict(signature.inputs_to_parameters)  # a property that builds its table anew each time
+    held: dict[str, str] = {**of_parameters, **signature.inputs_to_buffers}
     constants = dict(signature.inputs_to_lifted_tensor_constants)
     names: dict[fx.Node, str] = {}
     tensors: dict[str, Tensor] = {}
@@ -166,7 +167,7 @@ def _named(model: nn.Module, program: ExportedProgram) -> Capture:
         if node.name in held:
             tensor = resolve(model, held[node.name])
             name = names_by_id.get(id(tensor), held[node.name])
-            if node.name in signature.inputs_to_parameters:
+            if node.name in of_parameters:
                 parameters.add(name)
         elif node.name in constants:
             name = constants[node.name]

@@ -174,7 +174,8 @@ def _gap(model: nn.Module, module: fx.GraphModule, inputs: ExampleInputs) -> flo
     from geta_core.slim.verify import difference, without_input_quantizers
 
     try:
-        return difference(*map(without_input_quantizers, (model, module)), inputs, train=False).eval_mode
+        smooth = without_input_quantizers(model), without_input_quantizers(module)
+        return difference(*smooth, inputs, train=False).eval_mode
     except Exception:  # noqa: BLE001  # a graph may hold a size that only one of the batches has
         return float("inf")
 
