@@ -20,7 +20,7 @@ from torch import Tensor
 from orchestration.tasks.base import Part
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed.distributed_c10d import TCPStore
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = timedelta(days=365)
@@ -121,6 +121,7 @@ class Group(World):
             timeout_s: after this many seconds in one exchange a worker gives the others up.
         """
         import torch.distributed as dist
+        from torch.distributed.distributed_c10d import TCPStore
 
         name = interface_of(host)
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -134,13 +135,13 @@ class Group(World):
             port = listener.getsockname()[1]
             # Without a socket of ours the store would listen on every address; it closes this one itself.
             descriptor = listener.detach()
-            store = dist.TCPStore(
+            store = TCPStore(
                 host, port, size, True, limit, wait_for_workers=False, master_listen_fd=descriptor, use_libuv=True
             )
             meet(f"{host}:{port}")
         else:
             leader, _, text = str(meet(None)).rpartition(":")
-            store = dist.TCPStore(leader, int(text), size, False, limit, wait_for_workers=False)
+            store = TCPStore(leader, int(text), size, False, limit, wait_for_workers=False)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         return cls(rank, size, store)
 
