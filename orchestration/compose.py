@@ -205,7 +205,9 @@ def _hydra(search: _Search, choices: Mapping[str, str], keys: Mapping[str, Any])
             overrides.append(f"{group}=named")
     if len(search.folders) > 1:
         overrides.append(f"hydra.searchpath=[{_quote(f'file://{search.folders[0]}')}]")
-    overrides += [f"++{key}={_quote(value)}" for key, value in keys.items()]
+    # Hydra's grammar knows no quoted keys, and takes the ${NAME} of a shell line for a reference of its own.
+    plainly = {key: value for key, value in keys.items() if isinstance(value, Mapping) or "${" in str(value)}
+    overrides += [f"++{key}={_quote(value)}" for key, value in keys.items() if key not in plainly]
     state = GlobalHydra.instance()
     outer, state.hydra = state.hydra, None  # a program that uses Hydra itself keeps its own
     try:
@@ -216,7 +218,10 @@ def _hydra(search: _Search, choices: Mapping[str, str], keys: Mapping[str, Any])
     finally:
         state.hydra = outer
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    composed = {str(key): value for key, value in values.items()}
+    for key, value in plainly.items():
+        set_key(composed, key, value)
+    return composed
 
 
 def _quote(value: Any) -> str:

@@ -210,6 +210,7 @@ def setup_lines(settings: LauncherSettings, code: Path) -> list[str]:
     """
     paths = [str(code), *(os.path.abspath(path) for path in sys.path[:1]), *_entries(os.environ.get("PYTHONPATH"))]
     lines = [*settings.setup, f"export PYTHONPATH={shlex.quote(os.pathsep.join(dict.fromkeys(paths)))}"]
+    lines.append("export PYTHONSAFEPATH=1")  # else `python -m` puts the current directory before the copy
     lines.append(f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{settings.cpus_per_task}}}")
     if not asks_for_gpus(settings):
         lines.append("export CUDA_VISIBLE_DEVICES=")  # a node without confinement would show those of other jobs

@@ -47,6 +47,7 @@ class SlurmJob:
 
     def __call__(self) -> None:
         """Do the run, or go on with it."""
+        os.environ.pop("PYTHONSAFEPATH", None)  # meant for this interpreter alone, not for those that a run starts
         with stop_requests(signal.SIGUSR2) as stop:
             from orchestration.launchers.base import LaunchFolder
             from orchestration.rundir import RunDirectory

@@ -45,9 +45,8 @@ def test_a_job_gives_the_same_bits_as_a_local_run(
 ) -> None:
     module = tmp_path / "slurm_test_net.py"
     module.write_text(NET)
-    values = ("model=slurm_test_net:build", "~", "run.steps=12", "launcher.extra={comment: a test, begin: now+5}")
-    values = tuple(each for each in values if each != "~")
-    made = config(tmp_runs / "job", *values, "launcher.setup=['export FROM_SETUP=1']")
+    values = ("model=slurm_test_net:build", "run.steps=12", "launcher.extra={comment: a test, begin: now+5}")
+    made = config(tmp_runs / "job", *values, "launcher.setup=['export FROM_SETUP=${HOME}']")
     run = submit(made)
     assert run.job is not None
     # Edited while the job waits: it runs the copy.
