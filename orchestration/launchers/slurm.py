@@ -167,7 +167,9 @@ def _submit(wanted: Sequence[tuple[Config, RunDirectory]], settings: LauncherSet
             step = saved_step(place.checkpoints)
             spec = {"config": config.to_dict(), "step": step, "shared": str(shared), **about}
             write_json(folder.path / SPEC, spec)
-        numbers = _sbatch(places, settings, shared)
+        name = places[0].path.name if len(places) == 1 else places[0].path.parent.name
+        calls = [SlurmJob(str(place.path)) for place in places]
+        numbers = hand_over(calls, name, settings, shared / SUBMISSION, shared / CODE)
     except BaseException:
         if shared != alone:
             shutil.rmtree(shared, ignore_errors=True)
@@ -180,8 +182,24 @@ def _submit(wanted: Sequence[tuple[Config, RunDirectory]], settings: LauncherSet
     return {place.path: number for place, number in zip(places, numbers, strict=True)}
 
 
-def _sbatch(places: Sequence[RunDirectory], settings: LauncherSettings, shared: Path) -> list[str]:
-    """Hand the jobs to submitit and return their numbers."""
+def hand_over(
+    calls: Sequence[Callable[[], None]], name: str, settings: LauncherSettings, folder: Path, code: Path
+) -> list[str]:
+    """Submit calls by submitit: one as a plain job, several as an array.
+
+    Args:
+        calls: what the jobs do.
+        name: of the job or array.
+        settings: of the launcher.
+        folder: receives submitit's files.
+        code: folder of the packages that the jobs import.
+
+    Returns:
+        The jobs' numbers.
+
+    Raises:
+        GetaError: when there is no Slurm, or it refuses.
+    """
     try:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -189,12 +207,11 @@ def _sbatch(places: Sequence[RunDirectory], settings: LauncherSettings, shared: 
         raise GetaError("launcher=slurm needs submitit; install it") from error
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise GetaError("launcher=slurm needs sbatch and srun on PATH: this is no machine of a Slurm cluster")
-    name = places[0].path.name if len(places) == 1 else places[0].path.parent.name
-    executor = submitit.SlurmExecutor(shared / SUBMISSION, max_num_timeout=settings.max_requeues)
-    executor.update_parameters(**sbatch_options(settings, f"geta-{name}"), setup=setup_lines(settings, shared / CODE))
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=settings.max_requeues)
+    executor.update_parameters(**sbatch_options(settings, f"geta-{name}"), setup=setup_lines(settings, code))
     try:
         with _outside_any_job(submitit), executor.batch():
-            jobs = [executor.submit(SlurmJob(str(place.path))) for place in places]
+            jobs = [executor.submit(call) for call in calls]
     except (FailedJobError, FailedSubmissionError) as error:
         said = " ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if line.strip())
         raise GetaError(f"Slurm refused the job: {said}; `geta doctor` checks the cluster") from error

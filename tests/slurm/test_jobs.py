@@ -149,7 +149,8 @@ def test_an_array_of_eight(tmp_runs: Path) -> None:
     runs = submit_many([config(tmp_runs / f"s{seed}", *values, f"run.seed={seed}") for seed in range(8)])
     first = str(runs[0].job).partition("_")[0]
     assert [run.job for run in runs] == [f"{first}_{number}" for number in range(8)]
-    assert "%4" in slurm("scontrol", "show", "job", first) or standing(runs[7]).state != "waiting"
+    script = runs[0].directory.parent.glob(f".arrays/*/slurm/{first}_submission.sh")
+    assert "#SBATCH --array=0-7%4\n" in next(script).read_text()
     for seed, run in enumerate(runs):
         result = wait(RunDirectory(run.directory))
         assert (result.seed, result.environment["slurm"]["job"]) == (seed, run.job)
