@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestration.config import CHOICES, Config
 
 OWN = ("geta_core", "baselines", "orchestration", "sweeps")
-KEPT = {".py", ".pyi", ".so", ".yaml", ".yml", ".json", ".toml", ".txt", ".csv", ".html", ".css", ".js"}
+KEPT = {".py", ".pyi", ".typed", ".so", ".yaml", ".yml", ".json", ".toml", ".txt", ".csv", ".html", ".css", ".js"}
 """Endings of the files that are code, or that code reads."""
 
 
