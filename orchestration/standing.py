@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,12 @@ class Standing:
 
 def find_runs(folder: Path) -> list[Path]:
     """Return the run directories in a folder and below it, or the folder itself where it is one."""
-    if _is_run(folder):
-        return [folder]
-    return sorted(path for path in folder.rglob("*") if path.is_dir() and _is_run(path))
+    found = []
+    for path, names, _ in os.walk(folder):
+        if _is_run(Path(path)):
+            found.append(Path(path))
+            names.clear()  # a run holds no runs
+    return sorted(found)
 
 
 def standings(directories: Iterable[Path]) -> list[Standing]:

@@ -154,7 +154,8 @@ def _go_on_later(
 
     number = job_number()
     try:
-        if scheduler.state_now(number) == "CANCELLED" or folder.stop.exists():
+        # Any other state: it was cancelled, or Slurm is requeuing it already; both are not ours to change.
+        if scheduler.state_now(number) != "RUNNING" or folder.stop.exists():
             folder.tell_end(0, stopped)
             return
         reason = REASONS.get(signal.Signals(stopped.signal_number), "the job was asked to stop")

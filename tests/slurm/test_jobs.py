@@ -89,18 +89,22 @@ def test_a_failure_comes_back_in_one_line(tmp_runs: Path, tmp_path: Path, capsys
 def test_cancelled_while_it_waits_and_while_it_runs(tmp_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     waiting = submit(config(tmp_runs / "waiting", "launcher.extra={begin: now+1hour}"))
     running = submit(config(tmp_runs / "running", "run.steps=4000"))
+    elsewhere = submit(config(tmp_runs / "elsewhere", "run.steps=4000"))
     until(lambda: standing(waiting).state == "waiting", "the job waits")
     until_saved(running)
     assert standing(running).state == "running"
+    until_saved(elsewhere)
+    slurm("scancel", str(elsewhere.job))
     assert cancel([str(tmp_runs)]) == 0
-    for run in (waiting, running):
+    for run in (waiting, running, elsewhere):
         until(lambda run=run: not standing(run).alive, "the job is over")  # type: ignore[misc]
         assert standing(run).state == "cancelled"
         with pytest.raises(StoppedError, match="was cancelled; the same command goes on"):
             wait(RunDirectory(run.directory))
     assert starts(waiting) == 0
-    assert starts(running) == 1, "a cancelled job does not come back"
-    assert "stopped after step" in log(running), "it was given the time to save"
+    for run in (running, elsewhere):
+        assert starts(run) == 1, "a cancelled job does not come back"
+        assert "stopped after step" in log(run), "it was given the time to save"
     capsys.readouterr()
     assert cancel([str(tmp_runs)]) == 2
     assert "none of these runs has a job that waits or runs" in capsys.readouterr().err
