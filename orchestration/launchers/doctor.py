@@ -70,8 +70,8 @@ def examine(
         for finding in check():
             tell(finding)
             good = good and finding.verdict != "fix"
-        if not good and check is _commands:
-            break
+        if check is _commands and not good:
+            break  # nothing else can be asked
     return good
 
 
