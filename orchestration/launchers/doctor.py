@@ -147,7 +147,7 @@ def _node(settings: LauncherSettings, folder: Path, quick: bool, patience: float
         with (place / LOCKED).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             limits = {"timeout_min": 10} if quick else {"timeout_min": 1, "signal_s": WARNED}
-            probe = Probe(str(place), 300 if quick else 120)
+            probe = Probe(str(place), 300 if quick else 120, asks_for_gpus(settings))
             code = Path(__file__).resolve().parents[2]
             (number,) = hand_over([probe], "doctor", replace(settings, **limits), place / "slurm", code)
             yield Finding("submission", "ok", f"job {number}")

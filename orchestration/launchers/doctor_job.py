@@ -31,10 +31,11 @@ class Probe:
     Args:
         folder: shared with the submitting machine.
         limit: seconds for which a signal is awaited.
+        gpus: whether torch is to be asked for GPUs.
     """
 
-    def __init__(self, folder: str, limit: float) -> None:
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: str, limit: float, gpus: bool) -> None:
+        self.folder, self.limit, self.gpus = folder, limit, gpus
 
     def __call__(self) -> None:
         """Report, await a signal, and requeue this job; the second start only says that it came to it."""
@@ -47,7 +48,7 @@ class Probe:
             if restarts():
                 write_json(folder / AGAIN, {"time": started})
                 return
-            write_json(folder / NODE, look_around(folder))
+            write_json(folder / NODE, look_around(folder, self.gpus))
             while not stop and time.time() - started < self.limit:
                 time.sleep(0.1)
             write_json(folder / SIGNAL, {"signal": stop.signal_number, "after": time.time() - started})
@@ -57,7 +58,7 @@ class Probe:
                 time.sleep(60)
 
 
-def look_around(folder: Path) -> dict[str, Any]:
+def look_around(folder: Path, gpus: bool) -> dict[str, Any]:
     """Return what a node sees of the shared folder, and what it has itself."""
     return {
         "host": socket.gethostname(),
@@ -71,7 +72,7 @@ def look_around(folder: Path) -> dict[str, Any]:
         "shm": _tried(lambda: shutil.disk_usage("/dev/shm").free),
         "ports": free_ports(),
         "cpus": len(os.sched_getaffinity(0)),
-        "gpus": _tried(_gpus),
+        "gpus": _tried(_gpus) if gpus else 0,
     }
 
 
