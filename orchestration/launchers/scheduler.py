@@ -12,6 +12,8 @@ PATIENCE = 60.0
 """Seconds that one command may take; a busy controller answers slowly."""
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 GOING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+FORGOTTEN = "Invalid job id"
+"""What squeue says of a job that it no longer lists."""
 REMEDIES = {
     "OUT_OF_MEMORY": "raise launcher.mem_gb",
     "TIMEOUT": "raise launcher.timeout_min or launcher.signal_s",
@@ -62,16 +64,15 @@ def jobs(numbers: Iterable[str]) -> dict[str, Job]:
         number, state, code, elapsed, nodes = line.split("|")
         # "CANCELLED by 1000" names the user.
         found[number] = Job(number, state.split()[0], f"exit code {code}", elapsed, nodes)
-    for line in _ask("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%M|%N"):
+    for line in _ask("squeue", "-h", "-r", "-t", "all", "-j", listed, "-o", "%i|%T|%r|%M|%N", none=FORGOTTEN):
         number, state, reason, elapsed, nodes = line.split("|")
-        if number in wanted:
-            found[number] = Job(number, state, reason, elapsed, nodes)
+        found[number] = Job(number, state, reason, elapsed, nodes)
     return {number: job for number, job in found.items() if number in wanted}
 
 
 def state_now(number: str) -> str:
-    """Return the controller's word for the state of a job that has not been forgotten yet."""
-    states = _ask("squeue", "-h", "-r", "-t", "all", "-j", number, "-o", "%T")
+    """Return the controller's word for the state of a job; COMPLETING hides why it ends, as by a cancellation."""
+    states = _ask("squeue", "-h", "-r", "-t", "all", "-j", number, "-o", "%T", none=FORGOTTEN)
     return states[0] if states else "UNKNOWN"
 
 
@@ -93,14 +94,16 @@ def cancel(numbers: Sequence[str]) -> None:
     _ask("scancel", *numbers)
 
 
-def _ask(*command: str) -> list[str]:
-    """Run a command of Slurm's and return its lines."""
+def _ask(*command: str, none: str | None = None) -> list[str]:
+    """Run a command of Slurm's and return its lines; no lines where its complaint holds the text ``none``."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except FileNotFoundError:
         raise GetaError(f"{command[0]} is not on PATH: this is no machine of a Slurm cluster") from None
     except subprocess.TimeoutExpired:
         raise GetaError(f"{command[0]} gave no answer in {PATIENCE:.0f} s: Slurm's controller may be down") from None
+    if done.returncode and none is not None and none in done.stderr:
+        return []
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise GetaError(f"{' '.join(command[:2])} failed: {said[0]}")
