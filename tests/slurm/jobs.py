@@ -12,7 +12,7 @@ from orchestration.config import Config
 from orchestration.launchers.requeue import saved_step
 from orchestration.launchers.slurm import Submission
 from orchestration.standing import Standing, standings
-from tests.orchestration.small import small
+from tests.orchestration.small import small, start
 
 LIMIT = 240.0
 """Seconds that a run may take on a loaded machine, waits in the queue included."""
@@ -25,6 +25,16 @@ def config(output: Path, *more: str) -> Config:
     if any(":" in value for value in more if value.startswith("model=")):  # a net of the test's own has no width
         values.remove("model.width=6")
     return compose(values)
+
+
+def run_here(resolved: Path, output: Path) -> None:
+    """Do a run in a process of this machine, without Slurm."""
+    process = start(resolved, output, "launcher=local")
+    try:
+        assert process.wait(LIMIT) == 0, output.with_suffix(".log").read_text()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def standing(run: Submission | Path) -> Standing:

@@ -15,8 +15,8 @@ from orchestration.cli_jobs import cancel, logs, status
 from orchestration.launchers.slurm import submit, submit_many, wait
 from orchestration.rundir import RunDirectory
 from orchestration.signals import StoppedError
-from tests.orchestration.small import differences, outcome, start
-from tests.slurm.jobs import LIMIT, config, log, slurm, standing, starts, until, until_saved
+from tests.orchestration.small import differences, outcome
+from tests.slurm.jobs import config, log, run_here, slurm, standing, starts, until, until_saved
 
 pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(600)]
 
@@ -63,9 +63,7 @@ def test_a_job_gives_the_same_bits_as_a_local_run(
     assert submit(made).job is None, "a finished run is not submitted again"
 
     module.write_text(NET)
-    resolved = run.directory / "resolved.yaml"
-    process = start(resolved, tmp_path / "local", "launcher=local")
-    assert process.wait(LIMIT) == 0, (tmp_path / "local.log").read_text()
+    run_here(run.directory / "resolved.yaml", tmp_path / "local")
     assert differences(outcome(tmp_path / "local"), outcome(run.directory)) == []
 
 
