@@ -19,7 +19,7 @@ TO_FIX = 1
 """Exit code when something must be fixed."""
 DESCRIPTION = """\
 Check a Slurm cluster from a machine that submits to it: commands, controller, accounting, partition, and by a tiny job
-what a node sees and whether it gets Slurm's signals and may return to the queue. Takes up to two minutes beyond the
+what a node sees and whether it gets Slurm's signals and may return to the queue. Takes about two minutes beyond the
 time in the queue; --quick takes seconds, but does not wait for the warning before a time limit.
 """
 

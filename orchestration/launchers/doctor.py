@@ -31,8 +31,10 @@ SKEW = 5.0
 """Seconds by which clocks may differ."""
 LONG_REQUEUE = 60.0
 """Seconds after which a wait for a requeued job is worth a word."""
-WARNED = 10
-"""Seconds before the time limit at which the probe asks for its warning."""
+LIMIT_MIN, WARNED = 2, 10
+"""Time limit of the probe in minutes, and seconds before it at which the warning is due.
+
+Slurm may warn up to a minute early: with a limit of one minute that can be before Python has started."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def examine(
     Args:
         settings: of ``launcher=slurm``; the probe is submitted with them.
         folder: where the runs will lie; the probe uses a folder in it and removes that.
-        quick: send the probe a signal instead of waiting up to a minute for its time limit.
+        quick: send the probe a signal instead of waiting for its time limit.
         patience: seconds for which the probe may wait in the queue.
         tell: shows a finding.
 
@@ -146,8 +148,8 @@ def _node(settings: LauncherSettings, folder: Path, quick: bool, patience: float
         (place / HELLO).write_text("hello")
         with (place / LOCKED).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            limits = {"timeout_min": 10} if quick else {"timeout_min": 1, "signal_s": WARNED}
-            probe = Probe(str(place), 300 if quick else 120, asks_for_gpus(settings))
+            limits = {"timeout_min": 10} if quick else {"timeout_min": LIMIT_MIN, "signal_s": WARNED}
+            probe = Probe(str(place), 300 if quick else LIMIT_MIN * 60 + 60, asks_for_gpus(settings))
             code = Path(__file__).resolve().parents[2]
             (number,) = hand_over([probe], "doctor", replace(settings, **limits), place / "slurm", code)
             yield Finding("submission", "ok", f"job {number}")
@@ -219,7 +221,7 @@ def _seen(report: dict[str, Any], settings: LauncherSettings) -> Iterator[Findin
 
 
 def _signalled(place: Path, number: str, quick: bool, patience: float) -> Iterator[Finding]:
-    report = _await(place / SIGNAL, 180, number)
+    report = _await(place / SIGNAL, LIMIT_MIN * 60 + 120, number)
     if report is None or not report["signal"]:
         what = "SIGUSR2 of scancel" if quick else "Slurm's warning before the time limit"
         yield Finding(
@@ -227,7 +229,9 @@ def _signalled(place: Path, number: str, quick: bool, patience: float) -> Iterat
         )
         return
     when = f"{report['after']:.0f} s after the start"
-    yield Finding("signals", "ok", f"signal {report['signal']} arrived {when}" + ("" if quick else ", limit 60 s"))
+    yield Finding(
+        "signals", "ok", f"signal {report['signal']} arrived {when}" + ("" if quick else f", limit {LIMIT_MIN * 60} s")
+    )
     asked = time.monotonic()
     if _await(place / AGAIN, patience, number) is None:
         yield Finding(

@@ -13,7 +13,7 @@ from tests.orchestration.small import everything_under
 @pytest.mark.needs("slurm")
 @pytest.mark.timeout(600)
 def test_a_cluster_in_order(tmp_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not --quick: the probe waits for Slurm's own warning before a time limit of a minute."""
+    """Not --quick: the probe waits for Slurm's own warning before a time limit."""
     code = main(["--folder", str(tmp_runs), "launcher.mem_gb=1"])
     shown = capsys.readouterr().out
     assert code == 0, shown
@@ -21,7 +21,7 @@ def test_a_cluster_in_order(tmp_runs: Path, capsys: pytest.CaptureFixture[str]) 
     checks = ("commands", "controller", "accounting", "partition", "submission", "shared folder", "rename, fsync")
     for what in (*checks, "locks", "Python", "torch", "signals", "requeue"):
         assert verdicts[what] == "ok", (what, shown)
-    assert "signal 12 arrived" in shown and "limit 60 s" in shown
+    assert "signal 12 arrived" in shown and "limit 120 s" in shown
     assert "the job started again after" in shown
     assert shown.endswith("nothing must be fixed\n")
     assert everything_under(tmp_runs) == set(), "the probe's files are gone"
