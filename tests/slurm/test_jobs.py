@@ -29,8 +29,21 @@ def build(num_classes: int = 10):
 BROKEN = """\
 import os
 
-def build():
-    raise RuntimeError(f"boom in job {os.environ['SLURM_JOB_ID']}")
+import torch
+from torch import nn
+
+STEPS = []
+
+class Net(nn.Sequential):
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            STEPS.append(x.shape)
+            if len(STEPS) > 20:
+                raise RuntimeError(f"boom in job {os.environ['SLURM_JOB_ID']}")
+        return super().forward(x)
+
+def build(num_classes: int = 10):
+    return Net(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes))
 """
 SLEEPY = """\
 import time
@@ -73,7 +86,7 @@ def test_a_failure_comes_back_in_one_line(tmp_runs: Path, tmp_path: Path, capsys
     with pytest.raises(GetaError) as caught:
         wait(RunDirectory(run.directory))
     message = str(caught.value)
-    assert f"RuntimeError: boom in job {run.job} (slurm_test_broken.py:4, in build)" in message
+    assert f"RuntimeError: boom in job {run.job} (slurm_test_broken.py:13, in forward)" in message
     assert "\n" not in message and "geta logs" in message
     assert "Traceback (most recent call last)" in log(run)
     assert "FAILED" in slurm("sacct", "-n", "-X", "-j", str(run.job), "-o", "State")
