@@ -20,7 +20,7 @@ from torch import Tensor
 from orchestration.tasks.base import Part
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import TCPStore
+    from torch._C._distributed_c10d import TCPStore
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = timedelta(days=365)
@@ -121,7 +121,7 @@ class Group(World):
             timeout_s: after this many seconds in one exchange a worker gives the others up.
         """
         import torch.distributed as dist
-        from torch.distributed.distributed_c10d import TCPStore
+        from torch._C._distributed_c10d import TCPStore
 
         name = interface_of(host)
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):

@@ -148,7 +148,7 @@ def _node(settings: LauncherSettings, folder: Path, quick: bool, patience: float
         (place / HELLO).write_text("hello")
         with (place / LOCKED).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            limits = {"timeout_min": 10} if quick else {"timeout_min": LIMIT_MIN, "signal_s": WARNED}
+            limits: dict[str, Any] = {"timeout_min": 10} if quick else {"timeout_min": LIMIT_MIN, "signal_s": WARNED}
             probe = Probe(str(place), 300 if quick else LIMIT_MIN * 60 + 60, asks_for_gpus(settings))
             code = Path(__file__).resolve().parents[2]
             (number,) = hand_over([probe], "doctor", replace(settings, **limits), place / "slurm", code)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from geta_core.errors import GetaError
 from orchestration.config import LauncherSettings
@@ -39,7 +39,7 @@ def main() -> int:
         return NOT_UP
     folder.stamp("ray up", spec["began"])
     try:
-        require_room(settings, ray.cluster_resources())
+        require_room(settings, cast(Any, ray).cluster_resources())
         fit(settings, spec, folder)
     except GetaError as error:
         folder.tell_end(0, error)
@@ -53,7 +53,7 @@ def join(settings: LauncherSettings, spec: Mapping[str, Any]) -> None:
     """Connect to the cluster at ``launcher.address``, or start one of this machine's own."""
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": "WARNING"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
     if settings.address is not None:
         paths = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         ray.init(address=settings.address, runtime_env={"env_vars": paths}, **quiet)
@@ -90,12 +90,12 @@ def fit(settings: LauncherSettings, spec: Mapping[str, Any], folder: LaunchFolde
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    class OwnMeeting(TorchConfig):  # type: ignore[misc]
+    class OwnMeeting(TorchConfig):
         """Workers meet by themselves (orchestration.world): Ray's meeting point listens on every address."""
 
         @property
         def backend_cls(self) -> type:
-            return Backend  # type: ignore[no-any-return]
+            return Backend
 
     folder.stamp("trainer imported", spec["began"])
     resources = {"CPU": settings.cpus_per_worker}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from geta_core.errors import GetaError
 from orchestration.config import Config
@@ -84,7 +84,7 @@ def _meet(config: Config, rank: int, size: int) -> World:
         rank,
         size,
         broadcast_from_rank_zero,
-        host=LOOPBACK if settings.address is None else ray.util.get_node_ip_address(),
+        host=LOOPBACK if settings.address is None else cast(Any, ray.util).get_node_ip_address(),
         # NCCL refuses two workers on one GPU; gloo does not.
         backend="cpu:gloo,cuda:nccl" if settings.gpus_per_worker >= 1 else "gloo",
         timeout_s=settings.timeout_s,
