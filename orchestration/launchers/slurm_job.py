@@ -122,7 +122,7 @@ def _count(place: RunDirectory, folder: LaunchFolder) -> Requeues:
     requeues = Requeues(folder.attempts, number, int(spec["config"]["launcher"]["max_requeues"]))
     while len(requeues.attempts) < restarts():
         before = requeues.attempts[-1]["ended"] if requeues.attempts else spec["step"]
-        requeues.ended(before, saved_step(place.checkpoints), "Slurm ended the job without a warning")
+        requeues.ended(before, saved_step(place.checkpoints), "Slurm ended the job and started it again")
     return requeues
 
 

@@ -144,7 +144,7 @@ def test_interrupted_jobs_equal_the_uninterrupted_one(tmp_runs: Path) -> None:
         "whole": [],
         "warned": ["Slurm warned of the time limit or of a preemption"],
         "terminated": ["Slurm asked the job to end"],
-        "requeued": ["Slurm ended the job without a warning"],
+        "requeued": ["Slurm ended the job and started it again"],
     }
 
 
