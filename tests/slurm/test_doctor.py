@@ -49,6 +49,6 @@ def test_a_machine_without_slurm(
 def test_wrong_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["launcher.partitoin=a", "run.steps=3", "launcher.nodes=0"]) == 2
     said = capsys.readouterr().err
-    assert "unknown key launcher.partitoin (did you mean launcher.partition?)" in said
+    assert "unknown key launcher.partitoin (did you mean 'launcher.partition'?)" in said
     assert "geta doctor takes launcher.key=value, but got run.steps" in said
     assert "launcher.nodes must be a whole number >= 1" in said
