@@ -234,7 +234,8 @@ def _slim(
             smooth = without_input_quantizers(work64), without_input_quantizers(model64)
             error64 = error64.larger(difference(*smooth, inputs64))
     model, error32 = model64, error64
-    if not _is_double(work):
+    # In another default type the forward may make other constants.
+    if not (_is_double(work) and torch.get_default_dtype() == torch.float64):
         model = slim_graph(baked, inputs, keep) if changes is None else apply_(baked, keep, changes)
         error32 = difference(work, model, inputs)
     flips = flipped_share(prepared, work, model, sites, dead)

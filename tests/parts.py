@@ -61,6 +61,10 @@ def _proc() -> str | None:
     return None if Path("/proc/self/environ").is_file() else "the system has no /proc, by which processes are found"
 
 
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "only root hands PostgreSQL to another user"
+
+
 def _slurm() -> str | None:
     for command in (["sbatch", "--version"], ["srun", "--version"], ["sinfo", "-h"], ["sacct", "-n"]):
         if shutil.which(command[0]) is None:
@@ -81,6 +85,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     **{name: _package(name) for name in ("brevitas", "timm", "torchao", "torchvision", "transformers")},
     "postgresql": _postgresql,
     "proc": _proc,
+    "root": _root,
     "slurm": _slurm,
 }
 

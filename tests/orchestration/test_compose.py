@@ -160,7 +160,7 @@ def test_all_faults_are_named_at_once() -> None:
         (["method.weight_bits=four"], "must be a list"),
         (["run.resume=always"], "one of auto, never, must"),
         (["tracker=wandb"], "unknown tracker 'wandb'"),
-        (["launcher=slurm"], "unknown launcher 'slurm'"),
+        (["launcher=slorm"], "unknown launcher 'slorm' (did you mean 'slurm'?)"),
         (["task.validation=5"], "task.validation must be a whole number >= 10"),
     ],
 )

@@ -103,12 +103,12 @@ def test_a_task_states_inputs_and_classes(capsys: pytest.CaptureFixture[str]) ->
 def test_ones_own_model_with_operations_that_have_no_rule(
     own: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = own("unruly", more=".cumsum(1)")
+    name = own("unruly", more=".renorm(2, 0, 9.0)")
     code = main(["inspect", f"model={name}:build", "--inputs", f"{name}:inputs", "--json", "a.json"])
     out, err = capsys.readouterr()
     assert code == 1 and not err
     found = json.loads((tmp_path / "a.json").read_text())
-    assert [each["name"] for each in found["missing"]] == ["unruly.turn.default", "aten.cumsum.default"]
+    assert [each["name"] for each in found["missing"]] == ["unruly.turn.default", "aten.renorm.default"]
     assert all(each["places"][0]["source"].startswith("unruly.py:17: return self.head") for each in found["missing"])
     for each in found["missing"]:
         assert each["fix"] in out

@@ -254,8 +254,7 @@ def test_ports_and_passwords_that_do_not_do(folder: Path, capsys: pytest.Capture
     assert "cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.needs("postgresql")
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands PostgreSQL to another user")
+@pytest.mark.needs("postgresql", "root")
 def test_root_is_told_where_the_other_user_cannot_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.chmod(0o700)
     assert main(["up", f"services.folder={tmp_path / 'team'}"]) == 2

@@ -47,8 +47,8 @@ def write_result(folder: Path, seed: int, accuracy: float) -> RunResult:
     result = RunResult(
         directory=str(folder), digest="0" * 12, task="digits", model="digits_cnn", method="geta", seed=seed,
         device="cpu", precision="float32", metrics={"test/accuracy": accuracy}, group_sparsity=0.5, weight_bits=4.5,
-        activation_bits=8.0, relative_bops=0.01, macs=1.0, dense={}, latency_ms=1.0, native=True, max_error64=0.0,
-        layers=[], seconds={}, environment={}, **numbers,
+        activation_bits=8.0, relative_bops=0.01, relative_sparse_bops=0.01, macs=1.0, dense={}, latency_ms=1.0,
+        native=True, max_error64=0.0, layers=[], seconds={}, environment={}, **numbers,
     )  # fmt: skip
     result.save(folder / "result.json")
     return result

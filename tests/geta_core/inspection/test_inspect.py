@@ -97,14 +97,14 @@ class Strange(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inner(self.stem(x))
-        y = torch.ops.geta_tests.unknown(y).cumsum(1)
-        steps = torch.arange(4).cumsum(0)  # no parameter index gets here: no rule is needed
-        return self.head(torch.ops.geta_tests.other(y).mean((2, 3))) + steps[:2].cumsum(0)
+        y = torch.ops.geta_tests.unknown(y).renorm(2, 0, 9.0)
+        steps = x.renorm(2, 0, 9.0)[:, 0, 0, :2]  # no parameter index gets here: no rule is needed
+        return self.head(torch.ops.geta_tests.other(y).mean((2, 3))) + steps.renorm(2, 0, 9.0)
 
 
 class Running(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x.cumsum(1)
+        return x.renorm(2, 0, 9.0)
 
 
 def _define(name: str) -> None:
@@ -123,16 +123,16 @@ def test_operations_without_a_rule_are_listed_all_at_once(rules: None) -> None:
     model = Strange()
     found = geta.inspect(model, image())
     missing = {each.name: each for each in found.missing}
-    assert set(missing) == {"aten.cumsum.default", "geta_tests.unknown.default", "geta_tests.other.default"}
-    assert [place.module for place in missing["aten.cumsum.default"].places] == ["inner.1", ""]
+    assert set(missing) == {"aten.renorm.default", "geta_tests.unknown.default", "geta_tests.other.default"}
+    assert [place.module for place in missing["aten.renorm.default"].places] == ["inner.1", ""]
     assert all("test_inspect.py" in place.source for each in found.missing for place in each.places)
-    assert missing["aten.cumsum.default"].places[0].source.endswith("return x.cumsum(1)")
+    assert missing["aten.renorm.default"].places[0].source.endswith("return x.renorm(2, 0, 9.0)")
     assert "torch.ops.geta_tests.unknown" in missing["geta_tests.unknown.default"].places[0].source
     for name, each in missing.items():
         assert each.fix.startswith(f"geta.register_rule(torch.ops.{name}, like=")
     counts = {(row.name, row.treatment): row.count for row in found.operations}
-    assert counts["aten.cumsum.default", "missing"] == 2
-    assert counts["aten.cumsum.default", "not needed"] == 2
+    assert counts["aten.renorm.default", "missing"] == 2
+    assert counts["aten.renorm.default", "not needed"] == 2
     assert counts["aten.conv2d.default", "packet"] == 1
     assert not found.sound and not found.groups and found.proof.holds is None
     assert found.totals.parameters == sum(p.numel() for p in model.parameters())
@@ -141,27 +141,33 @@ def test_operations_without_a_rule_are_listed_all_at_once(rules: None) -> None:
     for name in ("unknown", "other"):
         geta.register_rule(getattr(torch.ops.geta_tests, name).default, like=torch.ops.aten.neg.default)
     again = geta.inspect(model, image())
-    assert [each.name for each in again.missing] == ["aten.cumsum.default"]
+    assert [each.name for each in again.missing] == ["aten.renorm.default"]
 
     def pinned(ctx: Any, node: torch.fx.Node) -> tuple[Tensor, ...]:
         for layer in ctx.layers(node.args[0]):
             ctx.pin(node, layer, "is summed up along the channels")
         return ()
 
-    geta.register_rule(torch.ops.aten.cumsum.default, labels=pinned)
+    geta.register_rule(torch.ops.aten.renorm.default, labels=pinned)
     whole = geta.inspect(model, image())
     assert whole.sound and not whole.missing
 
 
 def test_an_unusable_form_of_a_known_operation_is_listed_too() -> None:
+    found = geta.inspect(image_net(lambda net, y: torch.einsum("nchh->nch", y)[..., None]), image())
+    (only,) = found.missing
+    assert only.name == "aten.einsum.default" and "takes a diagonal" in only.why and only.fix == ""
+
+
+def test_a_write_into_a_part_is_a_pin_with_its_place() -> None:
     def in_place(net: Any, y: Tensor) -> Tensor:
         part = y[:, :3]
         part.mul_(2.0)
         return y.relu()
 
     found = geta.inspect(image_net(in_place), image())
-    (only,) = found.missing
-    assert only.name == "aten.mul_.Tensor" and "write it out of place" in only.why and only.fix == ""
+    assert found.sound and not found.missing
+    assert any("is written in place into a part of a value" in pin.reason for pin in found.pins)
 
 
 def test_pins_name_reason_module_and_line() -> None:

@@ -198,7 +198,7 @@ IMAGE_NETS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, int, int, Part
     ),
     "non-local block": (non_local, 6, 6, 6, {}),
     "mean and variance": (mixture, 6, 3, 0, {}),
-    "permuted residual": (permuted, 6, 6, 0, {"one": lambda: nn.Conv2d(6, 6, 1)}),
+    "permuted residual": (permuted, 6, 6, 6, {"one": lambda: nn.Conv2d(6, 6, 1)}),
 }
 
 
@@ -255,7 +255,7 @@ TOKEN_NETS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Any]
         rotary,
         12,
         {},
-        {"q.weight": 1, "v.weight": 1},
+        {"q.weight": 3, "v.weight": 3},
         {key: lambda: nn.Linear(6, 12) for key in "qkv"},
     ),
     "rotary, inside heads": (
