@@ -80,7 +80,8 @@ def test_killed_in_the_middle_and_at_the_end(tmp_path: Path) -> None:
         server.start()
         assert processes[0].wait(200) == 0, "the run that is still training"
         states = {run.info.run_name: run.info.status for run in copies(server.uri)}
-        assert states == {"middle": "FINISHED", "end": "RUNNING"}
+        # The run that went on may have sent what the other one left; else `geta sync` does.
+        assert states["middle"] == "FINISHED" and states["end"] in ("RUNNING", "FINISHED")
         for _ in range(2):
             assert main([str(tmp_path / "runs")]) == 0
             check(server.uri, folders)
