@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -107,8 +108,8 @@ def save_record(found: Comparison, path: Path) -> None:
         for own in found.results.values()
         for result in own.values()
     ]
-    for result in results:
-        result["environment"] = {k: v for k, v in result["environment"].items() if k not in ("host", "hostname")}
+    for result in results:  # the kind of machine, not which one
+        result["environment"] = {**result["environment"], "platform": f"{platform.system()} {platform.machine()}"}
     content = {
         "reference": found.reference,
         "trials": found.trials,
