@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import geta_core as geta
+from baselines.helpers.clocked import ClockedOptimizer, defaults_of
 from baselines.helpers.lsq import LearnedSteps
 from baselines.helpers.pruner import GroupPruner
 
 OWN = "sequence"
 
 
-class SequenceOptimizer(torch.optim.Optimizer):
+class SequenceOptimizer(ClockedOptimizer):
     """A torch.optim class whose steps are followed by those of a pruner and of learned step sizes.
 
     Parameter group 0 holds the model's parameters, group 1 (where there are quantizers) the step sizes, without weight
@@ -43,7 +43,8 @@ class SequenceOptimizer(torch.optim.Optimizer):
         **keywords: Any,
     ) -> None:
         self._stages, self._pruner, self._steps, self._clock = tuple(stages), pruner, steps, 0
-        defaults = dict(inner([nn.Parameter(torch.zeros(1))], **keywords).defaults)
+        self.total_steps = sum(length for _, length in self._stages)
+        defaults = defaults_of(inner, **keywords)
         quantizers = {id(p) for site in prepared.sites for p in site.quantizer.parameters()}
         groups: list[dict[str, Any]] = [{"params": [p for p in prepared.model.parameters() if id(p) not in quantizers]}]
         if steps is not None:
@@ -67,40 +68,14 @@ class SequenceOptimizer(torch.optim.Optimizer):
             left -= length
         return next((name for name, length in reversed(self._stages) if length), "train")
 
-    @property
-    def finished(self) -> bool:
-        """Whether every step of the stages is done."""
-        return self._clock >= sum(length for _, length in self._stages)
-
-    def fixed_bits(self) -> dict[str, Tensor]:
-        """Return nothing: the bit widths are those that the quantizers have."""
-        return {}
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one step: the inner optimizer's, then what the present stage adds.
-
-        Args:
-            closure: reevaluates the model and returns the loss; called once, before the step.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def advance(self) -> None:
+        """Step the weights, then do what the present stage adds."""
         parts = [part for part in (self._pruner, self._steps) if part is not None]
         for part in parts:
             part.before_step(self._clock)
         self.inner.step()
         for part in parts:
             part.after_step(self._clock)
-        self._clock += 1
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state and that of the parts: tensors, numbers and strings only."""

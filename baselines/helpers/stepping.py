@@ -8,13 +8,14 @@ give, and ``tune``, in which that is fixed and the rest is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import geta_core as geta
+from baselines.helpers.clocked import ClockedOptimizer, defaults_of
 from geta_core.errors import ScheduleError
 
 
@@ -23,7 +24,7 @@ def share_of_steps(share: float, total_steps: int) -> int:
     return max(1, min(round(share * total_steps), total_steps))
 
 
-class StagedOptimizer(torch.optim.Optimizer):
+class StagedOptimizer(ClockedOptimizer):
     """Base of the joint methods' optimizers; ``step`` never waits for the device outside :meth:`fix`.
 
     Parameter group 0 holds the weights, stepped by ``inner``. Group 1 holds the quantizers' parameters (there may be
@@ -56,8 +57,8 @@ class StagedOptimizer(torch.optim.Optimizer):
         quantizers = {id(p): p for site in prepared.sites for p in site.quantizer.parameters()}
         own = {*quantizers, *(id(p) for parameters, _ in extra for p in parameters)}
         weights = [p for p in prepared.model.parameters() if id(p) not in own]
-        adam = torch.optim.Adam([nn.Parameter(torch.zeros(1))]).defaults
-        defaults = dict(inner([nn.Parameter(torch.zeros(1))], **keywords).defaults)
+        adam = defaults_of(torch.optim.Adam)
+        defaults = defaults_of(inner, **keywords)
         groups: list[dict[str, Any]] = [{"params": weights}]
         groups += [{"params": list(quantizers.values()), "lr": lr_quant, "weight_decay": 0.0}]
         groups += [{**adam, "params": parameters, "lr": rate} for parameters, rate in extra]
@@ -74,11 +75,6 @@ class StagedOptimizer(torch.optim.Optimizer):
             self.adam.param_groups, self.adam.state = self.param_groups[2:], self.state
 
     @property
-    def clock(self) -> int:
-        """Number of steps done."""
-        return self._clock
-
-    @property
     def learning(self) -> bool:
         """Whether the next step belongs to the first stage."""
         return self._clock < self.learn_steps
@@ -88,31 +84,18 @@ class StagedOptimizer(torch.optim.Optimizer):
         """Stage of the next step."""
         return "learn" if self.learning else "tune"
 
-    @property
-    def finished(self) -> bool:
-        """Whether every step of the run is done."""
-        return self._clock >= self.total_steps
-
-    def fixed_bits(self) -> dict[str, Tensor]:
-        """Return the whole bit widths of each site by its name, shaped like d; empty leaves them as they are."""
-        return {}
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Do one step; the last one of the first stage fixes what was learned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def advance(self) -> None:
+        """Step the weights between what the method adds before and after."""
         self.before()
         self.inner.step()
         if self.adam is not None and self.learning:
             self.adam.step()
         self.after()
-        self._clock += 1
+
+    def advanced(self) -> None:
+        """Fix what was learned at the end of the first stage."""
         if self._clock == self.learn_steps:
             self.fix()
-        return loss
 
     def before(self) -> None:
         """Add to the gradients."""
