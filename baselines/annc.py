@@ -39,7 +39,7 @@ from baselines.helpers.targets import Plan
 from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Phases, Positive, compression
 from baselines.matching import Targeted
 from baselines.schema import Bounds
-from baselines.search import Dimension, Real
+from baselines.search import Space, declared
 from geta_core.accounting import FLOAT_BITS
 
 HALVINGS = 40
@@ -151,11 +151,7 @@ class Annc(Targeted):
 
     PAPER: ClassVar[str] = "ANNC, arXiv:1910.05897 (CVPR 2020)"
     CONTROLS: ClassVar[str] = "unstructured sparsity and mixed bit widths, chosen under a size budget"
-    SEARCH: ClassVar[Mapping[str, Dimension]] = {
-        "size_budget": Real(0.005, 0.2, log=True),
-        "rho": Real(1e-3, 0.2, log=True),
-        "learn": Real(0.4, 0.8),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "annc")
 
     size_budget: Annotated[float, Bounds(0, 1, above=True)] = 0.06
     """Bits of the kept weights (no indices) over 32 bits for every weight."""

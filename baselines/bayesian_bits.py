@@ -22,7 +22,7 @@ gates that are open exceed a target, and fixes groups and bits so that the targe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -35,7 +35,7 @@ from baselines.helpers.channels import ChannelGates, gated_slots
 from baselines.helpers.joint import GatedOptimizer, JointSettings, take_off_gates_
 from baselines.helpers.swapping import swap_
 from baselines.schema import Bounds
-from baselines.search import Dimension, Real
+from baselines.search import Space, declared
 from geta_core.errors import ConfigError
 from geta_core.quantize import Quantizer
 
@@ -147,12 +147,7 @@ class BayesianBits(JointSettings):
 
     PAPER: ClassVar[str] = "Bayesian Bits, arXiv:2005.07093 (NeurIPS 2020)"
     CONTROLS: ClassVar[str] = "groups and bit widths of 2, 4, 8 or 16, by the price mu of MACs times bits"
-    SEARCH: ClassVar[Mapping[str, Dimension]] = {
-        "price": Real(0.001, 0.3, log=True),
-        "lr_gates": Real(1e-3, 0.2, log=True),
-        "lr_quant": Real(1e-4, 0.02, log=True),
-        "logit": Real(1.0, 6.0),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "bayesian_bits")
 
     price: Annotated[float, Bounds(0)] = 0.01
     """mu, the weight of the regularizer; the paper has 0.01 and 0.1 on CIFAR-10."""

@@ -31,7 +31,7 @@ from baselines.helpers.post_training import Bits
 from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Positive, compression, fixed_widths, phases_of
 from baselines.matching import Matching
 from baselines.schema import Bounds
-from baselines.search import Dimension, Real, Whole
+from baselines.search import Space, declared
 
 
 def clip_mask(weight: Tensor, share: float) -> Tensor:
@@ -57,11 +57,7 @@ class ClipQ(Matching):
 
     PAPER: ClassVar[str] = "CLIP-Q (Tung and Mori, CVPR 2018, pp. 7873-7882)"
     CONTROLS: ClassVar[str] = "unstructured weight sparsity and bit width of every layer, both given"
-    SEARCH: ClassVar[Mapping[str, Dimension]] = {
-        "clip": Real(0.2, 0.9),
-        "weight_bits": Whole(2, 8),
-        "warmup": Real(0.1, 0.6),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "clip_q")
 
     clip: Annotated[float, Bounds(0, 1, below=True)] = 0.5
     """p, the share of each layer's weights of either sign that become zero."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import geta_core as geta
-from baselines.search import Space
+from baselines.search import Space, declared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Dense:
 
     PAPER: ClassVar[str] = "no paper: the yardstick"
     CONTROLS: ClassVar[str] = "nothing: the float model, trained as it is"
-    SEARCH: ClassVar[Space] = {}
+    SEARCH: ClassVar[Space] = declared(__file__, "dense")
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Capture the model; it stays as it is."""

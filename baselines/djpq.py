@@ -21,7 +21,7 @@ BOPs only while they exceed a target and fixes groups and bits so that the targe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -34,7 +34,7 @@ from baselines.helpers.channels import ChannelGates, gated_slots
 from baselines.helpers.joint import GatedOptimizer, JointSettings, Positive, take_off_gates_
 from baselines.helpers.targets import nearest
 from baselines.schema import Bounds
-from baselines.search import Dimension, Real
+from baselines.search import Space, declared
 from geta_core.errors import ConfigError
 
 POWERS_OF_TWO = (2, 4, 8, 16)
@@ -69,12 +69,7 @@ class Djpq(JointSettings):
 
     PAPER: ClassVar[str] = "DJPQ, arXiv:2007.10463 (ECCV 2020)"
     CONTROLS: ClassVar[str] = "groups and mixed bit widths, by the weights of information and BOPs in the loss"
-    SEARCH: ClassVar[Mapping[str, Dimension]] = {
-        "information": Real(1e-5, 1e-2, log=True),
-        "bops_weight": Real(0.01, 1.0, log=True),
-        "lr_gates": Real(1e-3, 0.2, log=True),
-        "lr_quant": Real(1e-3, 0.05, log=True),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "djpq")
 
     information: Annotated[float, Bounds(0)] = 1e-3
     """gamma, the weight of the gates' KL divergence."""

@@ -19,7 +19,7 @@ from torch import nn
 
 import geta_core as geta
 from baselines.schema import Bounds
-from baselines.search import Real, Space, Whole
+from baselines.search import Space, declared
 from baselines.stages import Stages
 
 
@@ -29,14 +29,7 @@ class Geta(Stages):
 
     PAPER: ClassVar[str] = "GETA, arXiv:2502.16638"
     CONTROLS: ClassVar[str] = "which groups are removed and the bit width of every weight and layer input, together"
-    SEARCH: ClassVar[Space] = {
-        "warmup": Real(0.02, 0.3),
-        "projection": Real(0.05, 0.3),
-        "joint": Real(0.1, 0.4),
-        "projection_periods": Whole(2, 8),
-        "pruning_periods": Whole(1, 20),
-        "lr_quant": Real(1e-5, 1e-2, log=True),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "geta")
 
     sparsity: float = 0.5
     """Fraction of the prunable groups that are exactly zero at the end, 0 <= sparsity < 1."""

@@ -22,7 +22,7 @@ from torch import nn
 import geta_core as geta
 from baselines.helpers.pruning import Pruning
 from baselines.helpers.sequence import SequenceOptimizer, require_finished
-from baselines.search import OneOf, Real, Space, Whole
+from baselines.search import Space, declared
 from baselines.stages import Share, Stages
 
 
@@ -34,12 +34,7 @@ class PruneOnly(Pruning):
         "HESSO, arXiv:2409.09085 (OTO, arXiv:2312.09411); also magnitude, Taylor (arXiv:1906.10771) and random groups"
     )
     CONTROLS: ClassVar[str] = "which groups are removed"
-    SEARCH: ClassVar[Space] = {
-        "criterion": OneOf(("hesso", "magnitude", "taylor", "random")),
-        "warmup": Real(0.02, 0.3),
-        "joint": Real(0.2, 0.6),
-        "pruning_periods": Whole(1, 20),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "prune_only")
 
     warmup: Share = 0.1
     """Ordinary training; a number with a point is a fraction of the run, a whole number is steps."""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import geta_core as geta
 from baselines.helpers.post_training import PostTraining
 from baselines.prune_only import PruneOnly
-from baselines.search import OneOf, Real, Space, Whole
+from baselines.search import Space, declared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,7 @@ class PruneThenPtq(PostTraining, PruneOnly):
 
     PAPER: ClassVar[str] = "OTO (HESSO, arXiv:2409.09085) + PTQ (arXiv:2106.08295)"
     CONTROLS: ClassVar[str] = "which groups are removed, then one bit width for weights and one for layer inputs"
-    SEARCH: ClassVar[Space] = {
-        "warmup": Real(0.02, 0.3),
-        "joint": Real(0.2, 0.6),
-        "pruning_periods": Whole(1, 20),
-        "ranges": OneOf(("minmax", "percentile", "mse")),
-        "rounding": OneOf(("nearest", "adaround")),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "prune_then_ptq")
 
     def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
         """Quantize the pruned model and remove the zero groups."""

@@ -21,7 +21,7 @@ import geta_core as geta
 from baselines.helpers.dense_start import DenseStart
 from baselines.helpers.post_training import PostTraining
 from baselines.matching import Matching
-from baselines.search import OneOf, Real, Space
+from baselines.search import Space, declared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,7 @@ class PtqOnly(DenseStart, PostTraining, Matching):
 
     PAPER: ClassVar[str] = "Nagel et al., arXiv:2106.08295; AdaRound arXiv:2004.10568"
     CONTROLS: ClassVar[str] = "one bit width for the weights and one for the layer inputs, after training"
-    SEARCH: ClassVar[Space] = {
-        "ranges": OneOf(("minmax", "percentile", "mse")),
-        "percentile": Real(99.0, 100.0),
-        "rounding": OneOf(("nearest", "adaround")),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "ptq_only")
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Capture the model; nothing is quantized while it trains."""

@@ -20,7 +20,7 @@ from torch import nn
 import geta_core as geta
 from baselines.matching import Matching
 from baselines.schema import Bounds
-from baselines.search import Real, Space, Whole
+from baselines.search import Space, declared
 from baselines.stages import Share, Stages
 
 Bits = Annotated[int, Bounds(2, 16)]
@@ -32,12 +32,7 @@ class QatOnly(Matching):
 
     PAPER: ClassVar[str] = "LSQ, arXiv:1902.08153, with the quantizer of arXiv:2502.16638"
     CONTROLS: ClassVar[str] = "step sizes, ranges and exponents at one bit width for weights and one for layer inputs"
-    SEARCH: ClassVar[Space] = {
-        "warmup": Real(0.02, 0.3),
-        "projection": Real(0.05, 0.4),
-        "projection_periods": Whole(2, 8),
-        "lr_quant": Real(1e-5, 1e-2, log=True),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "qat_only")
 
     weight_bits: Bits = 8
     """Bit width of every weight."""

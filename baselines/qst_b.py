@@ -30,7 +30,7 @@ from baselines.helpers.post_training import Bits
 from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Positive, compression, fixed_widths, phases_of
 from baselines.matching import Matching
 from baselines.schema import Bounds
-from baselines.search import Dimension, Real, Whole
+from baselines.search import Space, declared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,7 @@ class QstB(Matching):
 
     PAPER: ClassVar[str] = "Quantized Sparse Training, doi 10.1145/3524066 (ACM TECS 2022)"
     CONTROLS: ClassVar[str] = "unstructured weight sparsity and bit widths, both given"
-    SEARCH: ClassVar[Mapping[str, Dimension]] = {
-        "weight_sparsity": Real(0.3, 0.95),
-        "weight_bits": Whole(2, 8),
-        "warmup": Real(0.0, 0.4),
-        "lr_quant": Real(1e-4, 0.02, log=True),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "qst_b")
 
     weight_sparsity: Annotated[float, Bounds(0, 1, below=True)] = 0.5
     """Share of all quantized weights that are zero at the end."""

@@ -21,7 +21,7 @@ import geta_core as geta
 from baselines.helpers.lengths import lengths, require_steps
 from baselines.helpers.sequence import SequenceOptimizer
 from baselines.helpers.trained_bits import TrainedBits
-from baselines.search import Real, Space, Whole
+from baselines.search import Space, declared
 from baselines.stages import Share, Stages
 
 
@@ -33,13 +33,7 @@ class QuantizeThenPrune(TrainedBits):
     CONTROLS: ClassVar[str] = (
         "step sizes at one bit width for weights and one for inputs, then which groups are removed"
     )
-    SEARCH: ClassVar[Space] = {
-        "warmup": Real(0.02, 0.2),
-        "quantize": Real(0.1, 0.5),
-        "joint": Real(0.1, 0.4),
-        "pruning_periods": Whole(1, 20),
-        "lr_quant": Real(1e-4, 1e-1, log=True),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "quantize_then_prune")
 
     warmup: Share = 0.1
     """Ordinary training; a number with a point is a fraction of the run, a whole number is steps."""

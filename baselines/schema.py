@@ -9,6 +9,7 @@ import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from geta_core.errors import closest
@@ -149,7 +150,8 @@ def describe(annotation: Any) -> str:
     return words.get(origin or annotation, str(annotation))
 
 
-def field_texts(owner: type[Any]) -> dict[str, str]:
+@cache  # a sweep checks thousands of configurations, and reading sources is most of a check
+def field_texts(owner: type[Any]) -> Mapping[str, str]:
     """Return the docstring lines that stand under the fields of a dataclass, inherited ones included."""
     texts: dict[str, str] = {}
     for each in reversed(owner.__mro__):

@@ -16,7 +16,7 @@ from baselines.helpers.sequence import require_finished
 from baselines.helpers.statistics import resettle_statistics_
 from baselines.obc.groups import GroupSurgeon
 from baselines.obc.weights import prune_weights_
-from baselines.search import OneOf, Real, Space
+from baselines.search import Space, declared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,7 @@ class Obc(DenseStart, PostTraining, Groups):
 
     PAPER: ClassVar[str] = "OBC (ExactOBS, OBQ), arXiv:2208.11580"
     CONTROLS: ClassVar[str] = "which groups (or weights) are removed and where weights are rounded to, after training"
-    SEARCH: ClassVar[Space] = {
-        "damping": Real(1e-4, 0.1, log=True),
-        "ranges": OneOf(("minmax", "mse")),
-        "reset_norms": OneOf((True, False)),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "obc")
 
     rounding: Rounding = "obq"
     """obq; or nearest or adaround, with which only the pruning is OBC's."""

@@ -23,7 +23,7 @@ from baselines.helpers.post_training import Bits
 from baselines.helpers.ranges import RangeRule, fit_ranges_
 from baselines.matching import Matching
 from baselines.schema import Bounds
-from baselines.search import OneOf, Real, Space, Whole
+from baselines.search import Space, declared
 from baselines.torchao_rivals.library import LibraryOptimizer, demand_finished, torchao
 from geta_core.quantize import quantizable_weights
 
@@ -37,13 +37,7 @@ class Parq(Matching):
 
     PAPER: ClassVar[str] = "PARQ, arXiv:2503.15748 (ICML 2025), torchao.prototype.parq"
     CONTROLS: ClassVar[str] = "the bit width of weights"
-    SEARCH: ClassVar[Space] = {
-        "warmup": Real(0.0, 0.4),
-        "anneal": Real(0.5, 0.95),
-        "steepness": Real(1.0, 20.0),
-        "period": Whole(1, 50),
-        "per_channel": OneOf((False, True)),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "parq")
 
     weight_bits: Bits = 4
     """Bit width of every weight."""

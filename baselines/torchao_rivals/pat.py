@@ -25,7 +25,7 @@ import geta_core as geta
 from baselines.helpers.post_training import PostTraining
 from baselines.matching import Matching
 from baselines.schema import Bounds
-from baselines.search import OneOf, Real, Space
+from baselines.search import Space, declared
 from baselines.torchao_rivals.library import LibraryOptimizer, demand_finished, torchao
 from geta_core.graph import PruneSlot
 
@@ -36,12 +36,7 @@ class Pat(PostTraining, Matching):
 
     PAPER: ClassVar[str] = "PAT, torchao.prototype.pat; no paper of its own (its map: arXiv:2503.15748)"
     CONTROLS: ClassVar[str] = "which groups are removed, then one bit width for weights and one for layer inputs"
-    SEARCH: ClassVar[Space] = {
-        "prox": OneOf(("constraint", "lasso")),
-        "reg_lambda": Real(1e-4, 0.1, log=True),
-        "warmup": Real(0.02, 0.4),
-        "heal": Real(0.4, 0.8),
-    }
+    SEARCH: ClassVar[Space] = declared(__file__, "pat")
 
     sparsity: Annotated[float, Bounds(0, 1, below=True)] = 0.5
     """Fraction of the prunable groups that are exactly zero at the end (prox=constraint only)."""
