@@ -150,9 +150,13 @@ def describe(annotation: Any) -> str:
     return words.get(origin or annotation, str(annotation))
 
 
-@cache  # a sweep checks thousands of configurations, and reading sources is most of a check
 def field_texts(owner: type[Any]) -> Mapping[str, str]:
     """Return the docstring lines that stand under the fields of a dataclass, inherited ones included."""
+    return _texts_of(owner)
+
+
+@cache  # a sweep checks thousands of configurations, and reading sources is most of a check
+def _texts_of(owner: Any) -> Mapping[str, str]:
     texts: dict[str, str] = {}
     for each in reversed(owner.__mro__):
         if not is_dataclass(each):
