@@ -7,10 +7,10 @@ import inspect
 import itertools
 import textwrap
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from geta_core.errors import closest
 
@@ -152,13 +152,13 @@ def describe(annotation: Any) -> str:
 
 def field_texts(owner: type[Any]) -> Mapping[str, str]:
     """Return the docstring lines that stand under the fields of a dataclass, inherited ones included."""
-    return _texts_of(owner)
+    return _texts_of(cast(Hashable, owner))
 
 
 @cache  # a sweep checks thousands of configurations, and reading sources is most of a check
-def _texts_of(owner: Any) -> Mapping[str, str]:
+def _texts_of(owner: Hashable) -> Mapping[str, str]:
     texts: dict[str, str] = {}
-    for each in reversed(owner.__mro__):
+    for each in reversed(cast(type[Any], owner).__mro__):
         if not is_dataclass(each):
             continue
         try:
