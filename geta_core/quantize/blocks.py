@@ -17,8 +17,8 @@ from geta_core.quantize import math
 
 BLOCK = 1 << 17
 """Elements per block; a few float32 buffers of this size stay in the caches of one core."""
-LEAST = 1 << 14
-"""Elements from which on blocks are worth their bookkeeping."""
+LEAST = 1 << 16
+"""Elements from which on blocks are worth their bookkeeping; below, see :mod:`geta_core.quantize.small`."""
 
 
 class _Grid(NamedTuple):

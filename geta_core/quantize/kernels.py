@@ -1,6 +1,7 @@
-"""Which code computes the two formulas: plain, in cache-sized blocks, or compiled.
+"""Which code computes the two formulas: plain, in few calls, in cache-sized blocks, or compiled.
 
-``eager`` runs large tensors on the CPU in blocks that stay in the cache, and everything else plainly.
+``eager`` runs large tensors on the CPU in blocks that stay in the cache, small ones in as few calls as there can be,
+and everything else plainly.
 ``compiled`` runs bodies made by torch.compile on flat views. ``auto`` is ``compiled`` on CUDA where Triton is there,
 and ``eager`` elsewhere: on the CPU it needs no compiler and no start-up time. While torch.compile traces the user's
 own model the plain formulas are used whatever was chosen, so that they fuse with it.
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from geta_core.errors import ConfigError, GetaError, closest
-from geta_core.quantize import blocks, math
+from geta_core.quantize import blocks, math, small
 
 Kernel = Literal["auto", "eager", "compiled"]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -82,6 +83,8 @@ def forward(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -
         return math.quantize(x, d, q_m, t, signed)
     if _use_compiled(x):
         return _compiled_forward(x, d, q_m, t, signed)
+    if _is_small(x) and small.fits(x, d, q_m):
+        return small.forward(x, d, q_m, t, signed)
     out = blocks.forward(x, d, q_m, t, signed) if _worth_blocks(x, d) else None
     return math.quantize(x, d, q_m, t, signed) if out is None else out
 
@@ -94,8 +97,14 @@ def backward(
         return math.quantize_backward(g, x, d, q_m, t, signed, chain_rule)
     if _use_compiled(x):
         return _compiled_backward(g, x, d, q_m, t, signed, chain_rule)
+    if _is_small(x) and small.fits(x, d, q_m) and g.dtype is x.dtype and not chain_rule:
+        return small.backward(g, x, d, q_m, t, signed)
     grads = blocks.backward(g, x, d, q_m, t, signed) if _worth_blocks(x, d) and not chain_rule else None
     return math.quantize_backward(g, x, d, q_m, t, signed, chain_rule) if grads is None else grads
+
+
+def _is_small(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.numel() < blocks.LEAST
 
 
 def _worth_blocks(x: Tensor, d: Tensor) -> bool:

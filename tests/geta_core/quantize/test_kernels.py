@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from geta_core.errors import ConfigError, GetaError
-from geta_core.quantize import blocks, get_kernel, kernels, quantize, quantize_backward, set_kernel, step_for_bits
+from geta_core.quantize import (
+    blocks,
+    get_kernel,
+    kernels,
+    quantize,
+    quantize_backward,
+    set_kernel,
+    small,
+    step_for_bits,
+)
 from tests.geta_core.quantize.nets import block_size, kernel, triple
 
 KINDS = [(signed, t) for signed in (True, False) for t in (None, 1.2)]
@@ -68,6 +77,33 @@ def test_blocks_equal_plain(
         got = kernels.backward(g, x, d, q_m, t, signed)
     assert torch.equal(out, quantize(x, d, q_m, t, signed))
     assert out.stride() == torch.empty_like(x).stride()
+    want = quantize_backward(g, x, d, q_m, t, signed)
+    assert_same_gradients(got, want, absolute_terms(g, x, d, q_m, t, signed))
+
+
+@settings(max_examples=100)
+@given(
+    shape=st.lists(st.integers(0, 9), max_size=4).map(tuple),
+    kind=st.sampled_from(KINDS),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    dense=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_few_calls_equal_plain(
+    shape: tuple[int, ...], kind: tuple[bool, float | None], dtype: torch.dtype, dense: bool, seed: int
+) -> None:
+    signed, exponent = kind
+    torch.manual_seed(seed)
+    x = (torch.randn(shape, dtype=dtype) * 10).round() / 10  # some lie exactly on the ends of the range, and on 0
+    g = torch.randn(shape, dtype=dtype) if dense else torch.randn((), dtype=dtype).expand(shape)
+    d, q_m, *rest = (value.to(dtype) for value in triple(1.3, 5, exponent, signed))
+    t = rest[0] if rest else None
+    with kernel("eager"):
+        assert kernels._is_small(x)
+        assert small.fits(x, d, q_m)
+        out = kernels.forward(x, d, q_m, t, signed)
+        got = kernels.backward(g, x, d, q_m, t, signed)
+    assert torch.equal(out, quantize(x, d, q_m, t, signed))
     want = quantize_backward(g, x, d, q_m, t, signed)
     assert_same_gradients(got, want, absolute_terms(g, x, d, q_m, t, signed))
 

@@ -47,7 +47,10 @@ def test_operator_and_function_give_the_formulas(
         out = function(*values, signed, chain_rule)
         assert torch.equal(out, quantize(x, d, q_m, t, signed))
         got = torch.autograd.grad(out, [v for v in values if v is not None], g)
-        assert all(torch.equal(a, b) for a, b in zip(got, [e for e in expected if e is not None], strict=True))
+        want = [e for e in expected if e is not None]
+        assert torch.equal(got[0], want[0])
+        # The sums of 60 float32 terms of size 1 are added up in another order.
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(got[1:], want[1:], strict=True))
 
 
 def test_second_derivative_is_refused() -> None:

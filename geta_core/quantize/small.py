@@ -1,0 +1,56 @@
+"""The two formulas on the CPU, eagerly, for one small tensor with one triple: in as few calls as there can be.
+
+Quantizing a small weight takes longer to call than to compute, and more so inside a training step, whose convolutions
+have driven the interpreter's data out of the caches. So nothing is cast, no view is taken that is not needed, and
+temporaries are overwritten. Every element sees the operations of :mod:`geta_core.quantize.math` in the same order, so
+that forward values are the same bits; only sums are added up in another order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geta_core.quantize.math import LN_2, power_floor
+
+FLOORS = {dtype: power_floor(dtype) for dtype in (torch.float32, torch.float64)}
+
+
+def fits(x: Tensor, d: Tensor, q_m: Tensor) -> bool:
+    """Tell whether the functions below take these: float32 or float64 throughout, x contiguous, d and q_m 0-dim."""
+    return x.dtype in FLOORS and x.dtype is d.dtype is q_m.dtype and d.dim() == 0 and x.is_contiguous()
+
+
+def forward(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -> Tensor:
+    """Return x^Q."""
+    if t is None:
+        out = x.minimum(q_m).maximum(-q_m) if signed else x.clamp(min=0.0).minimum(q_m)
+        return out.div_(d).round_().mul_(d)
+    out = x.abs().clamp_(min=FLOORS[x.dtype]) if signed else x.clamp(min=FLOORS[x.dtype])
+    torch.minimum(out, q_m, out=out).log2_().mul_(t).exp2_().div_(d).round_()
+    return out.mul_(x.sign() if signed else x > 0).mul_(d)
+
+
+def backward(
+    g: Tensor, x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients of x, d, q_m and t; g has the type of x, and is dense."""
+    shape, g, x = x.shape, g.reshape(-1), x.view(-1)
+    if t is None:
+        clamped = x.minimum(q_m).maximum(-q_m) if signed else x.clamp(min=0.0).minimum(q_m)
+        g_x = clamped.eq(x).mul(g)
+        cut = (g - g_x) if signed else x.gt(q_m).mul(g)
+        g_q = cut.dot(clamped.sign())
+        scaled = clamped.div_(d)
+        return g_x.view(shape), scaled.round().sub_(scaled).dot(g), g_q, None
+    magnitude = x.abs() if signed else x.clamp(min=0.0)
+    cut = magnitude.gt(q_m)
+    g_x = g.masked_fill(cut if signed else cut.logical_or_(x < 0), 0.0)
+    signed_g = x.sign().mul_(g) if signed else x.gt(0.0).mul(g)
+    factor = (t - 1).mul_(q_m.log2()).exp2_().mul_(t)
+    g_q = signed_g.mul(cut).sum().mul_(factor)
+    log = torch.minimum(magnitude.clamp_(min=FLOORS[x.dtype]), q_m, out=magnitude).log2_()
+    clip = log.mul(t).exp2_()
+    g_t = log.mul_(clip).dot(signed_g).mul_(LN_2)
+    scaled = clip.div_(d)
+    return g_x.view(shape), scaled.round().sub_(scaled).dot(signed_g), g_q, g_t
