@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from signal import SIGTERM
 
 from geta_core.errors import ConfigError
 from orchestration.console import guarded, table, write
@@ -112,7 +111,7 @@ def _cancel(folders: Sequence[Path]) -> int:
     living = [each for each in standings(_runs(folders)) if each.alive]
     ours = [each for each in living if each.job]
     for each in ours:  # tells the job that it is not to return to the queue
-        LaunchFolder(RunDirectory(each.directory)).ask_to_stop(SIGTERM)
+        LaunchFolder(RunDirectory(each.directory)).cancelled.touch()
     if ours:
         scheduler.cancel([each.job for each in ours])
     for each in ours:

@@ -61,7 +61,7 @@ class LauncherSettings:
     """local: in this process; ray: in worker processes under Ray Train, on this machine or an existing Ray cluster;
     slurm: as a batch job."""
     workers: Annotated[int, Bounds(1)] = 1
-    """Processes that share each batch and average their gradients (ray only)."""
+    """Processes that share each batch and average their gradients (ray and slurm)."""
     cpus_per_worker: Annotated[float, Bounds(0, above=True)] = 1.0
     """CPUs that Ray reserves for each worker."""
     gpus_per_worker: Annotated[float, Bounds(0)] = 0.0
@@ -79,11 +79,11 @@ class LauncherSettings:
     partition: str | None = None
     """Slurm partition; null takes the cluster's default. This key and all below need launcher=slurm."""
     nodes: Annotated[int, Bounds(1)] = 1
-    """Nodes of the job."""
+    """Nodes of the job; each holds workers/nodes workers."""
     gpus_per_node: Annotated[int, Bounds(0)] = 0
-    """GPUs of the job on each node; with 0 the job sees none."""
+    """GPUs of the job on each node: one for each worker there, or 0; with 0 the job sees none."""
     cpus_per_task: Annotated[int, Bounds(1)] = 1
-    """CPUs of the job; also its OMP_NUM_THREADS, unless that is set in the submitting shell."""
+    """CPUs of each worker; also its OMP_NUM_THREADS, unless that is set in the submitting shell."""
     mem_gb: Annotated[float, Bounds(0, above=True)] | None = None
     """Memory on each node; null takes the cluster's default."""
     timeout_min: Annotated[int, Bounds(1)] = 60
@@ -122,8 +122,9 @@ class LauncherSettings:
             faults.append(f"launcher.strategy must be ddp, but got {self.strategy!r}")
         if self.gpus_per_worker > 1 and not float(self.gpus_per_worker).is_integer():
             faults.append(f"launcher.gpus_per_worker above 1 must be whole, but got {self.gpus_per_worker:g}")
-        if self.sync_batchnorm and not self.gpus_per_worker:
-            faults.append("launcher.sync_batchnorm needs GPUs; set launcher.gpus_per_worker")
+        gpus = "gpus_per_node" if self.name == "slurm" else "gpus_per_worker"
+        if self.sync_batchnorm and not getattr(self, gpus):
+            faults.append(f"launcher.sync_batchnorm needs GPUs; set launcher.{gpus}")
         if faults:
             raise ConfigError(faults)
 

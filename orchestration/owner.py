@@ -26,15 +26,19 @@ SILENCE = 300.0
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     """Hold a run directory; other processes are kept out until this one leaves the block or ends.
+
+    Args:
+        folder: the directory.
+        patience: seconds for which another process may still hold it.
 
     Raises:
         GetaError: when another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
-        if not _take(file, PATIENCE):
+        if not _take(file, patience):
             raise GetaError(f"another process is running in {folder}; wait for it or change run.output")
         _write(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}))
         try:

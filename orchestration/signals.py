@@ -61,6 +61,20 @@ class StopFile(StopRequest):
 
 
 @contextmanager
+def shielded() -> Iterator[None]:
+    """Start processes that never hear a request to stop; this one hears afterwards what came meanwhile.
+
+    Some schedulers and service managers signal every process of a job; what serves a run must stay until it has saved.
+    """
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in names})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def stop_requests(*more: signal.Signals) -> Iterator[StopRequest]:
     """Note SIGTERM and the first SIGINT instead of dying; the second SIGINT interrupts at once.
 

@@ -44,6 +44,7 @@ class LaunchFolder:
     def __init__(self, place: RunDirectory) -> None:
         self.path = place.path / LAUNCHER_FOLDER
         self.stop = self.path / "stop"
+        self.cancelled = self.path / "cancelled"
         self.attempts = self.path / "attempts.json"
         self.timeline = self.path / "timeline.jsonl"
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestration.signals import shielded
+
 MARK = "GETA_LAUNCH"
 """Environment variable that every process of a launch inherits; its value names the launch."""
 GRACE = 5.0
@@ -67,6 +69,16 @@ def end_marked(launch: str) -> int:
     return len(told)
 
 
+def kill_marked(launch: str) -> None:
+    """End the processes of a launch at once, where nothing that they hold is of use any more."""
+    until = time.monotonic() + GRACE
+    while (alive := marked(launch)) and time.monotonic() < until:
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
 def die_with_parent(parent: int) -> None:
     """Let the system kill this process when its parent ends, however it ends (Linux only).
 
@@ -93,15 +105,16 @@ def private_folder(launch: str) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="geta-", dir="/tmp"))
     arguments = [sys.executable, "-m", "orchestration.launchers.processes", launch, str(path)]
     source = str(Path(__file__).resolve().parents[2])
-    reaper = subprocess.Popen(
-        arguments,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        env={**os.environ, "PYTHONPATH": source},
-        start_new_session=True,
-    )
+    with shielded():
+        reaper = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": source},
+            start_new_session=True,
+        )
     try:
         yield path
     finally:

@@ -15,7 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from orchestration.owner import owned
 from orchestration.records import command
 from orchestration.result import RunResult
 from orchestration.rundir import RunDirectory
-from orchestration.signals import StoppedError, StopRequest, stop_requests
+from orchestration.signals import StoppedError, StopRequest, shielded, stop_requests
 
 LEADER = "worker-0"
 DRIVER = "driver"
@@ -56,104 +57,126 @@ class RayLauncher:
 
     def launch(self, config: Config, place: RunDirectory) -> RunResult:
         """Execute the run with ``launcher.workers`` workers."""
-        began, launch, folder = time.time(), secrets.token_hex(8), LaunchFolder(place)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        began, name, folder = time.time(), secrets.token_hex(8), LaunchFolder(place)
         with owned(folder.path), stop_requests() as stop:
-            requeues = Requeues(folder.attempts, launch, config.launcher.max_failures)
-            show = _Tail(folder.log(LEADER))
-            while not place.result.is_file():
-                step = saved_step(place.checkpoints)
-                folder.open()
-                failure = _drive(config, place, folder, f"{launch}-{len(requeues.attempts)}", stop, show, began)
-                self._judge(place, folder, requeues, step, failure, stop)
+            requeues = Requeues(folder.attempts, name, config.launcher.max_failures)
+            Launch(config, place, config.launcher, requeues, {"command": command()}, began=began, name=name).run(stop)
         return RunResult.load(place.result)
 
-    def _judge(
-        self,
-        place: RunDirectory,
-        folder: LaunchFolder,
-        requeues: Requeues,
-        step: int,
-        failure: Failure,
-        stop: StopRequest,
-    ) -> None:
+
+@dataclass
+class Launch:
+    """A run under Ray, from its first attempt to its last."""
+
+    config: Config
+    place: RunDirectory
+    settings: LauncherSettings
+    """How Ray is used, with the keys of launcher=ray; the run's own configuration may name another launcher."""
+    requeues: Requeues
+    about: Mapping[str, Any]
+    """What the records of the attempts say, such as the command."""
+    began: float
+    """``time.time()`` at the launch."""
+    name: str
+    """Marks the processes of the launch."""
+    check: Callable[[], None] = lambda: None
+    """Called several times a second; what it raises ends the attempt and the launch."""
+    patience: float = 0.0
+    """Seconds for which nodes of the cluster at ``settings.address`` may still be joining it."""
+
+    def __post_init__(self) -> None:
+        self._folder = LaunchFolder(self.place)
+        self._folder.path.mkdir(parents=True, exist_ok=True)
+        self._show = _Tail(self._folder.log(LEADER))
+
+    def run(self, stop: StopRequest) -> None:
+        """Start attempts until the run is complete.
+
+        Raises:
+            GetaError: it is not to be started again.
+            StoppedError: a request to stop was obeyed.
+        """
+        while not self.place.result.is_file():
+            step = saved_step(self.place.checkpoints)
+            self._folder.open()
+            failure = self._drive(f"{self.name}-{len(self.requeues.attempts)}", stop)
+            self._judge(step, failure, stop)
+
+    def _judge(self, step: int, failure: Failure, stop: StopRequest) -> None:
         """Decide, after the driver's end, whether the run is complete, over, or to be started again."""
-        if place.result.is_file():
+        if self.place.result.is_file():
             return
         try:
-            folder.raise_end()
+            self._folder.raise_end()
         except GetaError:
-            if not place.resolved.is_file():
-                folder.remove_if_alone()
+            if not self.place.resolved.is_file():
+                self._folder.remove_if_alone()
             raise
         if stop:
             raise StoppedError("stopped before the workers trained; the same command goes on", stop.signal_number)
-        now = saved_step(place.checkpoints)
+        now = saved_step(self.place.checkpoints)
         try:
-            requeues.ended(step, now, failure.reason, failure.tried)
+            self.requeues.ended(step, now, failure.reason, failure.tried)
         except GetaError as error:
-            raise GetaError(f"{error}; the logs are in {folder.path}") from None
+            raise GetaError(f"{error}; the logs are in {self._folder.path}") from None
         sys.stderr.write(f"geta: {failure.reason}; starting again from step {now}\n")
 
+    def _drive(self, attempt: str, stop: StopRequest) -> Failure:
+        """Start a driver, wait for its end, and end whatever it has left; return what may have gone wrong."""
+        spec = {
+            "config": self.config.to_dict(),
+            "launcher": replace(self.config, launcher=self.settings).to_dict()["launcher"],
+            "output": str(self.place.path),
+            "cwd": os.getcwd(),
+            "about": dict(self.about),
+            "launch": attempt,
+            "began": self.began,
+            "patience": self.patience,
+        }
+        with private_folder(attempt) as temporary, self._folder.log(DRIVER).open("ab") as log:
+            mark = log.tell()
+            arguments = [sys.executable, "-m", "orchestration.launchers.ray_driver", str(os.getpid())]
+            with shielded():
+                driver = subprocess.Popen(
+                    arguments,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=ray_environment(self.settings, attempt, temporary),
+                    start_new_session=True,
+                )
+            try:
+                assert driver.stdin is not None
+                with contextlib.suppress(BrokenPipeError), driver.stdin:
+                    driver.stdin.write(json.dumps({**spec, "temporary": str(temporary)}).encode())
+                self._watch(driver, stop)
+            finally:
+                if driver.poll() is None:
+                    driver.kill()
+                driver.wait()
+        self._show.copy()
+        return Failure(_reason(driver.returncode, self._folder, mark), tried=driver.returncode != NOT_UP)
 
-def _drive(
-    config: Config,
-    place: RunDirectory,
-    folder: LaunchFolder,
-    launch: str,
-    stop: StopRequest,
-    show: _Tail,
-    began: float,
-) -> Failure:
-    """Start a driver, wait for its end, and end whatever it has left; return what may have gone wrong."""
-    spec = {
-        "config": config.to_dict(),
-        "output": str(place.path),
-        "cwd": os.getcwd(),
-        "command": command(),
-        "launch": launch,
-        "began": began,
-    }
-    with private_folder(launch) as temporary, folder.log(DRIVER).open("ab") as log:
-        mark = log.tell()
-        environment = _environment(config.launcher, launch, temporary)
-        arguments = [sys.executable, "-m", "orchestration.launchers.ray_driver", str(os.getpid())]
-        driver = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-        try:
-            assert driver.stdin is not None
-            with contextlib.suppress(BrokenPipeError), driver.stdin:
-                driver.stdin.write(json.dumps({**spec, "temporary": str(temporary)}).encode())
-            _watch(driver, place, folder, stop, show)
-        finally:
-            if driver.poll() is None:
-                driver.kill()
-            driver.wait()
-    show.copy()
-    return Failure(_reason(driver.returncode, folder, mark), tried=driver.returncode != NOT_UP)
+    def _watch(self, driver: subprocess.Popen[bytes], stop: StopRequest) -> None:
+        """Wait for a driver's end, hand a request to stop on, and show what the leader says.
 
-
-def _watch(
-    driver: subprocess.Popen[bytes], place: RunDirectory, folder: LaunchFolder, stop: StopRequest, show: _Tail
-) -> None:
-    """Wait for a driver's end, hand a request to stop on, and show what the leader says.
-
-    Returns early where the workers have long said how they ended: without its head, Ray's driver may wait for ever.
-    """
-    asked, over = False, float("inf")
-    while driver.poll() is None and time.monotonic() - over < LINGERS:
-        if stop and not asked:
-            folder.ask_to_stop(stop.signal_number)
-            asked = True
-        if over == float("inf") and (place.result.is_file() or folder.ends()):
-            over = time.monotonic()
-        show.copy()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            driver.wait(LOOK_EVERY)
+        Returns early where the workers have long said how they ended: without its head, Ray's driver may wait for ever.
+        """
+        asked, over = False, float("inf")
+        while driver.poll() is None and time.monotonic() - over < LINGERS:
+            if stop and not asked:
+                self._folder.ask_to_stop(stop.signal_number)
+                asked = True
+            if over == float("inf") and (self.place.result.is_file() or self._folder.ends()):
+                over = time.monotonic()
+            if over == float("inf"):
+                self.check()
+            self._show.copy()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.wait(LOOK_EVERY)
 
 
-def _environment(settings: LauncherSettings, launch: str, temporary: Path) -> dict[str, str]:
+def ray_environment(settings: LauncherSettings, launch: str, temporary: Path) -> dict[str, str]:
     """Return the environment of the driver, which Ray's own processes and the workers inherit.
 
     On one machine everything listens on loopback and asks for a token made for this launch. On an existing cluster the
@@ -223,6 +246,6 @@ class _Tail:
                 sys.stderr.flush()
 
 
-def config_of(spec: Mapping[str, Any]) -> Config:
-    """Return the configuration that a driver or worker was given."""
-    return Config.from_dict(spec["config"])
+def settings_of(spec: Mapping[str, Any]) -> LauncherSettings:
+    """Return how a driver or worker is to use Ray."""
+    return Config.from_dict({**spec["config"], "launcher": spec["launcher"]}).launcher

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from geta_core.errors import GetaError
 from orchestration.config import LauncherSettings
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.processes import die_with_parent
-from orchestration.launchers.ray import NOT_UP, config_of
+from orchestration.launchers.ray import NOT_UP, settings_of
 from orchestration.launchers.ray_worker import work
 from orchestration.rundir import RunDirectory
 
@@ -31,7 +32,7 @@ def main() -> int:
     import ray
 
     folder.stamp("ray imported", spec["began"])
-    settings = config_of(spec).launcher
+    settings = settings_of(spec)
     try:
         join(settings, spec)
     except Exception as error:  # noqa: BLE001 - Ray raises plain exceptions; the launcher decides what follows
@@ -39,7 +40,7 @@ def main() -> int:
         return NOT_UP
     folder.stamp("ray up", spec["began"])
     try:
-        require_room(settings, cast(Any, ray).cluster_resources())
+        await_room(settings, float(spec["patience"]), cast(Any, ray).cluster_resources)
         fit(settings, spec, folder)
     except GetaError as error:
         folder.tell_end(0, error)
@@ -66,6 +67,29 @@ def join(settings: LauncherSettings, spec: Mapping[str, Any]) -> None:
         _temp_dir=spec["temporary"],
         **quiet,
     )
+
+
+def await_room(settings: LauncherSettings, patience: float, resources: Callable[[], Mapping[str, float]]) -> None:
+    """Wait until the cluster can hold the workers.
+
+    Args:
+        settings: of ``launcher=ray``.
+        patience: seconds for which nodes may still be joining.
+        resources: asks the cluster for what it has.
+
+    Raises:
+        GetaError: when it still cannot.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            require_room(settings, resources())
+        except GetaError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 def require_room(settings: LauncherSettings, resources: Mapping[str, float]) -> None:

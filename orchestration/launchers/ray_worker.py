@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from geta_core.errors import GetaError
-from orchestration.config import Config
+from orchestration.config import Config, LauncherSettings
 from orchestration.launchers.base import LaunchFolder
+from orchestration.launchers.ray import settings_of
 from orchestration.progress import Plain
 from orchestration.rundir import RunDirectory
 from orchestration.signals import StopFile, StoppedError
@@ -53,33 +54,33 @@ def _attempt(
 ) -> None:
     from orchestration.run import Setting, attempt
 
-    config = _for_worker(Config.from_dict(spec["config"]))
+    settings = settings_of(spec)
+    config = _for_worker(Config.from_dict(spec["config"]), settings)
     if rank == 0:
         folder.stamp("workers started", spec["began"])
-    world = _meet(config, rank, size)
+    world = _meet(settings, rank, size)
     setting = Setting(
         world=world,
         show=lambda total, done, title: FirstStep(total, log, folder, spec["began"]),
-        about={"command": spec["command"], "workers": size},
+        about={**spec["about"], "workers": size},
     )
     attempt(config, place, StopFile(folder.stop), setting)
     world.close()
 
 
-def _for_worker(config: Config) -> Config:
+def _for_worker(config: Config, settings: LauncherSettings) -> Config:
     """Return the configuration with the device that Ray gave: a worker without a GPU must not take one."""
-    if config.launcher.gpus_per_worker or config.run.device != "auto":
+    if settings.gpus_per_worker or config.run.device != "auto":
         return config
     return replace(config, run=replace(config.run, device="cpu"))
 
 
-def _meet(config: Config, rank: int, size: int) -> World:
+def _meet(settings: LauncherSettings, rank: int, size: int) -> World:
     if size == 1:
         return World()
     import ray
     from ray.train.collective import broadcast_from_rank_zero
 
-    settings = config.launcher
     return Group.join(
         rank,
         size,

@@ -76,6 +76,15 @@ def state_now(number: str) -> str:
     return states[0] if states else "UNKNOWN"
 
 
+def node_address(name: str) -> str:
+    """Return the address or host name by which Slurm reaches a node; nothing where it does not say."""
+    try:
+        words = " ".join(_ask("scontrol", "-o", "show", "node", name)).split()
+    except GetaError:
+        return ""
+    return next((word.partition("=")[2] for word in words if word.startswith("NodeAddr=")), "")
+
+
 def requeue(number: str) -> None:
     """End a job and put it back into the queue.
 

@@ -24,7 +24,7 @@ from orchestration.files import write_json
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.requeue import saved_step
 from orchestration.launchers.slurm_job import RECORD, SPEC, SlurmJob
-from orchestration.launchers.slurm_settings import asks_for_gpus, sbatch_options
+from orchestration.launchers.slurm_settings import TOKEN, asks_for_gpus, sbatch_options, task_cpus
 from orchestration.launchers.snapshot import snapshot
 from orchestration.owner import owned
 from orchestration.records import code_state, command
@@ -163,7 +163,8 @@ def _submit(wanted: Sequence[tuple[Config, RunDirectory]], settings: LauncherSet
         for config, place in wanted:
             folder = LaunchFolder(place)
             folder.open()
-            (folder.path / RECORD).unlink(missing_ok=True)
+            for left in (folder.path / RECORD, folder.cancelled):
+                left.unlink(missing_ok=True)
             step = saved_step(place.checkpoints)
             spec = {"config": config.to_dict(), "step": step, "shared": str(shared), **about}
             write_json(folder.path / SPEC, spec)
@@ -229,6 +230,10 @@ def setup_lines(settings: LauncherSettings, code: Path) -> list[str]:
     lines = [*settings.setup, f"export PYTHONPATH={shlex.quote(os.pathsep.join(dict.fromkeys(paths)))}"]
     lines.append("export PYTHONSAFEPATH=1")  # else `python -m` puts the current directory before the copy
     lines.append(f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{settings.cpus_per_task}}}")
+    # Since 22.05 srun takes neither from sbatch: the CPUs of a task, nor, after --export=NONE, what is exported here.
+    lines.append(f"export SRUN_CPUS_PER_TASK={task_cpus(settings)} SLURM_EXPORT_ENV=ALL")
+    if settings.nodes > 1:
+        lines.append(TOKEN)
     if not asks_for_gpus(settings):
         lines.append("export CUDA_VISIBLE_DEVICES=")  # a node without confinement would show those of other jobs
     return lines

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
@@ -29,6 +28,8 @@ SPEC, RECORD = "spec.json", "job.json"
 """In the launcher's folder: what the job is to do, written before it is submitted; its number, written after."""
 PATIENCE = 120.0
 """Seconds in which Slurm must end a job that it has requeued."""
+TAKES_OVER = 180.0
+"""Seconds in which an earlier start of the run must leave it: its file locks outlive a dead node by a minute or two."""
 REASONS = {
     signal.SIGUSR2: "Slurm warned of the time limit or of a preemption",
     signal.SIGTERM: "Slurm asked the job to end",
@@ -36,7 +37,7 @@ REASONS = {
 
 
 class SlurmJob:
-    """One run, as submitit calls it.
+    """One run, as submitit calls it in each task of the job.
 
     Args:
         directory: of the run.
@@ -46,27 +47,64 @@ class SlurmJob:
         self.directory = directory
 
     def __call__(self) -> None:
-        """Do the run, or go on with it."""
+        """Do the run, or go on with it; the tasks beyond the first lend it their nodes."""
         os.environ.pop("PYTHONSAFEPATH", None)  # meant for this interpreter alone, not for those that a run starts
-        with stop_requests(signal.SIGUSR2) as stop:
+        with stop_requests(signal.SIGUSR2) as request:
             from orchestration.launchers.base import LaunchFolder
             from orchestration.rundir import RunDirectory
 
             place = RunDirectory(Path(self.directory))
             folder = LaunchFolder(place)
+            who = "node" if task() else "worker"
             with (
-                folder.log("worker-0").open("a", encoding="utf-8", buffering=1) as log,
+                folder.log(f"{who}-{task()}").open("a", encoding="utf-8", buffering=1) as log,
                 redirect_stdout(log),
                 redirect_stderr(log),
             ):
                 log.write(f"--- job {job_number()}, start {restarts() + 1}, on {node()}, {time.strftime('%F %T')}\n")
-                work(place, folder, stop, log)
+                if task():
+                    _lend_node(place, folder, log)
+                else:
+                    work(place, folder, JobStop(request, folder.path / RECORD), log)
 
     def checkpoint(self) -> Any:
         """Tell submitit to start the job again: its own handler is there until ``__call__`` has set ours."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+class JobStop(StopRequest):
+    """A signal's request to stop, or the word of a later start of the run.
+
+    A node that is cut off loses its job, which starts again elsewhere, but not its processes. Where both see the run
+    directory, the earlier start leaves it to the later one.
+
+    Args:
+        request: that of the signals.
+        record: the file in which each start says that it has begun.
+        every: seconds between looks at the file.
+    """
+
+    def __init__(self, request: StopRequest, record: Path, every: float = 5.0) -> None:
+        self._request, self._record, self._every = request, record, every
+        self._looked = time.monotonic()
+        self.superseded = False
+
+    def heard(self) -> int:
+        """Return the number of a signal, 0 while there is none."""
+        if not self.signal_number:
+            self.signal_number = self._request.heard()
+        if not self.signal_number and time.monotonic() - self._looked >= self._every:
+            self._looked = time.monotonic()
+            if _later_start(self._record):
+                self.signal_number, self.superseded = int(signal.SIGTERM), True
+        return self.signal_number
+
+
+def task() -> int:
+    """Return which of the job's tasks this is; each has a node of its own."""
+    return int(os.environ.get("SLURM_PROCID", "0"))
 
 
 def job_number() -> str:
@@ -85,19 +123,27 @@ def node() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def work(place: RunDirectory, folder: LaunchFolder, stop: StopRequest, log: TextIO) -> None:
+def work(place: RunDirectory, folder: LaunchFolder, stop: JobStop, log: TextIO) -> None:
     """Do an attempt and leave word of its end; raise what should make the job a failed one."""
     from geta_core.errors import GetaError
     from orchestration.launchers.requeue import saved_step
+    from orchestration.launchers.slurm_ray import ClusterLostError
+    from orchestration.owner import owned
 
-    folder.open()
-    began = saved_step(place.checkpoints)
+    _claim(folder)
     try:
-        requeues = _count(place, folder)
-        _attempt(place, folder, stop, log)
-    except StoppedError as stopped:
-        log.write(f"{stopped}\n")
-        _go_on_later(place, folder, requeues, began, stopped)
+        with owned(folder.path, TAKES_OVER):
+            folder.open()
+            began = saved_step(place.checkpoints)
+            requeues = _count(place, folder)
+            try:
+                _attempt(place, folder, stop, log)
+            except (StoppedError, ClusterLostError) as end:
+                log.write(f"{end}\n")
+                if stop.superseded:
+                    log.write("this job has started again elsewhere, or another one has\n")
+                else:
+                    _go_on_later(place, folder, requeues, began, end)
     except GetaError as error:
         log.write(f"{error}\n")
         folder.tell_end(0, error)
@@ -108,18 +154,32 @@ def work(place: RunDirectory, folder: LaunchFolder, stop: StopRequest, log: Text
         raise
 
 
+def _claim(folder: LaunchFolder) -> None:
+    """Say that this start has begun: the submitting shell may have died, and an earlier start may still be alive."""
+    from orchestration.files import write_json
+
+    record = {"job": job_number(), "submitted": _spec(folder)["began"], "start": restarts()}
+    write_json(folder.path / RECORD, record)
+
+
+def _later_start(record: Path) -> bool:
+    try:
+        told = json.loads(record.read_text(encoding="utf-8"))
+        return bool(told["job"] != job_number() or told.get("start", 0) > restarts())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def _count(place: RunDirectory, folder: LaunchFolder) -> Requeues:
     """Return the count of this job's starts; those that Slurm ended without a word are counted now.
 
     Raises:
         GetaError: when there were too many, or they came to nothing.
     """
-    from orchestration.files import write_json
     from orchestration.launchers.requeue import Requeues, saved_step
 
-    spec, number = _spec(folder), job_number()
-    write_json(folder.path / RECORD, {"job": number, "submitted": spec["began"]})  # the submitting shell may have died
-    requeues = Requeues(folder.attempts, number, int(spec["config"]["launcher"]["max_requeues"]))
+    spec = _spec(folder)
+    requeues = Requeues(folder.attempts, job_number(), int(spec["config"]["launcher"]["max_requeues"]))
     while len(requeues.attempts) < restarts():
         before = requeues.attempts[-1]["ended"] if requeues.attempts else spec["step"]
         requeues.ended(before, saved_step(place.checkpoints), "Slurm ended the job and started it again")
@@ -129,6 +189,7 @@ def _count(place: RunDirectory, folder: LaunchFolder) -> Requeues:
 def _attempt(place: RunDirectory, folder: LaunchFolder, stop: StopRequest, log: TextIO) -> None:
     from orchestration.config import Config
     from orchestration.launchers.ray_worker import FirstStep
+    from orchestration.launchers.slurm_ray import work_with_ray
     from orchestration.run import Setting, attempt
 
     spec = _spec(folder)
@@ -136,38 +197,53 @@ def _attempt(place: RunDirectory, folder: LaunchFolder, stop: StopRequest, log: 
     folder.stamp("job started", spec["began"])
     if place.result.is_file():
         return
+    config = Config.from_dict(spec["config"])
     slurm = {"job": job_number(), "node": node(), "restarts": restarts()}
-    setting = Setting(
-        show=lambda total, done, title: FirstStep(total, log, folder, spec["began"]),
-        about={"command": spec["command"], "code": spec["code"], "slurm": slurm},
+    about = {"command": spec["command"], "code": spec["code"], "slurm": slurm}
+    if config.launcher.workers > 1:
+        work_with_ray(config, place, stop, about, spec["began"])
+        return
+    attempt(
+        config,
+        place,
+        stop,
+        Setting(show=lambda total, done, title: FirstStep(total, log, folder, spec["began"]), about=about),
     )
-    attempt(Config.from_dict(spec["config"]), place, stop, setting)
 
 
-def _go_on_later(
-    place: RunDirectory, folder: LaunchFolder, requeues: Requeues, began: int, stopped: StoppedError
-) -> None:
-    """Put the job back into the queue, unless someone has cancelled it or it was there too often."""
+def _lend_node(place: RunDirectory, folder: LaunchFolder, log: TextIO) -> None:
+    from orchestration.config import Config
+    from orchestration.launchers.slurm_ray import serve
+
+    try:
+        serve(place, Config.from_dict(_spec(folder)["config"]).launcher)
+    except Exception as error:
+        log.write(f"{error}\n")
+        raise
+
+
+def _go_on_later(place: RunDirectory, folder: LaunchFolder, requeues: Requeues, began: int, end: Exception) -> None:
+    """Put the job back into the queue, unless someone has cancelled it or it was there too often.
+
+    Raises:
+        GetaError: when it cannot go there.
+    """
     from geta_core.errors import GetaError
     from orchestration.launchers import scheduler
     from orchestration.launchers.requeue import saved_step
 
-    number = job_number()
-    try:
-        # Any other state: it was cancelled, or Slurm is requeuing it already; both are not ours to change.
-        if scheduler.state_now(number) != "RUNNING" or folder.stop.exists():
-            folder.tell_end(0, stopped)
-            return
-        reason = REASONS.get(signal.Signals(stopped.signal_number), "the job was asked to stop")
-        requeues.ended(began, saved_step(place.checkpoints), reason)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which Slurm ends this process now
-        scheduler.requeue(number)
-        time.sleep(PATIENCE)
-        raise GetaError(f"Slurm requeued the job {number}, but did not end it in {PATIENCE:.0f} s")
-    except GetaError as error:
-        sys.stderr.write(f"{error}\n")
-        folder.tell_end(0, error)
-        raise
+    number, reason = job_number(), str(end)
+    if isinstance(end, StoppedError):
+        reason = REASONS.get(signal.Signals(end.signal_number), "the job was asked to stop")
+    # Any other state: it was cancelled, or Slurm is requeuing it already; both are not ours to change.
+    if scheduler.state_now(number) != "RUNNING" or folder.cancelled.exists():
+        folder.tell_end(0, end)
+        return
+    requeues.ended(began, saved_step(place.checkpoints), reason)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which Slurm ends this process now
+    scheduler.requeue(number)
+    time.sleep(PATIENCE)
+    raise GetaError(f"Slurm requeued the job {number}, but did not end it in {PATIENCE:.0f} s")
 
 
 def _spec(folder: LaunchFolder) -> dict[str, Any]:

@@ -33,18 +33,18 @@ OWNED = {
 GPU_OPTIONS = ("gres", "gpus", "gpus-per-task", "gpus-per-socket")
 """Options of sbatch by which GPUs may be asked for besides ``launcher.gpus_per_node``."""
 
+_RANDOM = r"od -An -v -N32 -tx1 /dev/urandom | tr -d ' \n'"
+TOKEN = f'{{ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="$({_RANDOM})"; }} 2>/dev/null'
+"""Shell line that makes the token of Ray for one start of a job, which srun hands to the tasks in their environment: on
+no command line, and, with ``set -x`` in the user's lines, in no log."""
+
 
 def slurm_faults(settings: LauncherSettings) -> list[str]:
     """Name everything about the settings that a batch job cannot honour."""
     if settings.name != "slurm":
         return [f"launcher.{key} needs launcher=slurm" for key in _changed(settings, ONLY_SLURM)]
     faults = [f"launcher.{key} needs launcher=ray; use {ONLY_RAY[key]}" for key in _changed(settings, ONLY_RAY)]
-    for key in ("workers", "nodes", "gpus_per_node"):
-        if getattr(settings, key) > 1:
-            faults.append(
-                f"launcher.{key}={getattr(settings, key)} is not supported under launcher=slurm: a job runs one worker "
-                "with at most one GPU; for more workers use launcher=ray with the launcher.address of a Ray cluster"
-            )
+    faults += _shape_faults(settings)
     if settings.signal_s >= settings.timeout_min * 60:
         faults.append(
             f"launcher.signal_s={settings.signal_s} must be less than the time limit of {settings.timeout_min} min, "
@@ -56,6 +56,22 @@ def slurm_faults(settings: LauncherSettings) -> list[str]:
             faults.append(f"launcher.{key} must be one line of text, but got {value!r}")
     faults += [f"launcher.setup must hold single lines, but got {line!r}" for line in settings.setup if "\n" in line]
     return [*faults, *_extra_faults(settings.extra)]
+
+
+def _shape_faults(settings: LauncherSettings) -> Iterator[str]:
+    """Name what keeps the workers from being shared evenly by nodes and GPUs."""
+    workers, nodes, gpus = settings.workers, settings.nodes, settings.gpus_per_node
+    if workers % nodes:
+        yield f"launcher.workers={workers} must be a multiple of launcher.nodes={nodes}: each node gets as many"
+        return
+    if gpus not in (0, workers // nodes):
+        yield (
+            f"launcher.gpus_per_node={gpus} must be 0 or {workers // nodes}: launcher.workers={workers} on "
+            f"launcher.nodes={nodes} get one GPU each"
+        )
+    asked = [option for option in GPU_OPTIONS if option in settings.extra]
+    if asked and workers > 1:
+        yield f"launcher.extra.{asked[0]} is for one worker; for more use launcher.gpus_per_node"
 
 
 def sbatch_options(settings: LauncherSettings, name: str) -> dict[str, Any]:
@@ -73,15 +89,22 @@ def sbatch_options(settings: LauncherSettings, name: str) -> dict[str, Any]:
     return {
         "job_name": name,
         "time": settings.timeout_min,
-        "nodes": 1,
+        "nodes": settings.nodes,
         "ntasks_per_node": 1,
-        "cpus_per_task": settings.cpus_per_task,
+        "cpus_per_task": task_cpus(settings),
         "signal_delay_s": settings.signal_s,
         "array_parallelism": settings.array_parallelism,
+        # Where one task fails the others must not hold the nodes.
+        "srun_args": ["--kill-on-bad-exit=1"] if settings.nodes > 1 else None,
         "wckey": None,  # submitit's default is refused by clusters that keep a list of keys
         "additional_parameters": {"requeue": True, **settings.extra},
         **{key: value for key, value in chosen.items() if value is not None},
     }
+
+
+def task_cpus(settings: LauncherSettings) -> int:
+    """Return the CPUs of a task; each node has one task, which holds the workers there."""
+    return settings.cpus_per_task * (settings.workers // settings.nodes)
 
 
 def asks_for_gpus(settings: LauncherSettings) -> bool:

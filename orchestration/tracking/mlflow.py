@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from orchestration.signals import shielded
 from orchestration.tracking.base import Line, Status, TrackerSettings
 from orchestration.tracking.intent import Intent
 from orchestration.tracking.store import QUIET
@@ -88,9 +89,10 @@ class MlflowTracker:
         command = [sys.executable, "-m", f"{__package__}.follow", str(self._folder)]
         self._starts += 1
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, start_new_session=True
-            )
+            with shielded():
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, start_new_session=True
+                )
         except OSError as error:
             LOG.warning("the process that sends to MLflow could not start (%s); the run goes on without it", error)
 

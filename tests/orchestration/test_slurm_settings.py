@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,12 @@ from orchestration.cli_run import main
 from orchestration.compose import compose
 from orchestration.config import LauncherSettings
 from orchestration.launchers.slurm import setup_lines, submit_many
+from orchestration.launchers.slurm_network import BLOCK, BLOCKS, FIRST_PORT, free_block
+from orchestration.launchers.slurm_ray import ray_settings
 from orchestration.launchers.slurm_settings import ONLY_SLURM, OWNED, sbatch_options
 from orchestration.launchers.snapshot import snapshot
 from orchestration.standing import find_runs, standings
+from orchestration.world import LOOPBACK
 from tests.orchestration.small import everything_under, small
 
 
@@ -27,9 +33,12 @@ def faults(**keys: Any) -> str:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"workers": 2}, "workers=2 is not supported under launcher=slurm"),
-        ({"nodes": 2}, "nodes=2 is not supported under launcher=slurm"),
-        ({"gpus_per_node": 4}, "one worker with at most one GPU"),
+        ({"nodes": 2}, "launcher.workers=1 must be a multiple of launcher.nodes=2"),
+        ({"workers": 3, "nodes": 2}, "launcher.workers=3 must be a multiple of launcher.nodes=2"),
+        ({"gpus_per_node": 4}, "launcher.gpus_per_node=4 must be 0 or 1"),
+        ({"workers": 4, "nodes": 2, "gpus_per_node": 4}, "launcher.gpus_per_node=4 must be 0 or 2"),
+        ({"workers": 2, "extra": {"gres": "gpu:2"}}, "launcher.extra.gres is for one worker"),
+        ({"workers": 2, "sync_batchnorm": True}, "needs GPUs; set launcher.gpus_per_node"),
         ({"address": "host:1"}, "launcher.address needs launcher=ray"),
         ({"cpus_per_worker": 2.0}, "launcher.cpus_per_worker needs launcher=ray; use launcher.cpus_per_task"),
         ({"gpus_per_worker": 1.0}, "launcher.gpus_per_worker needs launcher=ray; use launcher.gpus_per_node"),
@@ -75,9 +84,44 @@ def test_the_options_of_sbatch() -> None:
         "cpus_per_task": 4,
         "signal_delay_s": 120,
         "array_parallelism": 256,
+        "srun_args": None,
         "wckey": None,
         "additional_parameters": {"requeue": True, "exclude": "node7", "exclusive": True},
     }
+
+
+def test_several_workers_share_the_nodes_evenly() -> None:
+    settings = LauncherSettings(name="slurm", workers=8, nodes=2, gpus_per_node=4, cpus_per_task=3)
+    options = sbatch_options(settings, "geta-a")
+    assert (options["nodes"], options["ntasks_per_node"], options["cpus_per_task"]) == (2, 1, 12)
+    assert options["srun_args"] == ["--kill-on-bad-exit=1"]
+    ray = ray_settings(settings, "10.0.0.1:10100")
+    assert (ray.name, ray.workers, ray.gpus_per_worker, ray.address) == ("ray", 8, 1.0, "10.0.0.1:10100")
+
+
+def test_each_start_makes_a_token_that_no_trace_shows(tmp_path: Path) -> None:
+    lines = setup_lines(LauncherSettings(name="slurm", workers=2, nodes=2, setup=("set -x",)), tmp_path)
+    shown = []
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", "-c", "\n".join([*lines, "env"])], capture_output=True, text=True, check=True, timeout=60
+        )
+        values = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+        assert re.fullmatch("[0-9a-f]{64}", values["RAY_AUTH_TOKEN"]) and values["RAY_AUTH_MODE"] == "token"
+        assert "PYTHONPATH" in done.stderr and values["RAY_AUTH_TOKEN"] not in done.stderr
+        shown.append(values["RAY_AUTH_TOKEN"])
+    assert shown[0] != shown[1]
+    assert not any("RAY_AUTH" in line for line in setup_lines(LauncherSettings(name="slurm", workers=2), tmp_path))
+
+
+def test_ports_of_a_job() -> None:
+    first = free_block(12, LOOPBACK)
+    assert first == FIRST_PORT + 12 * BLOCK or first % BLOCK == 0
+    with socket.socket() as taken:
+        taken.bind((LOOPBACK, first + BLOCK - 1))
+        assert free_block(12, LOOPBACK) != first, "one port of it is taken"
+    assert free_block(BLOCKS + 12, LOOPBACK) == free_block(12, LOOPBACK), "numbers of jobs go on for ever, ports do not"
+    assert FIRST_PORT + BLOCKS * BLOCK < 32768
 
 
 def test_a_job_without_gpus_sees_none(tmp_path: Path) -> None:
