@@ -43,6 +43,8 @@ LAST_LINES = 2000
 
 NOT_UP = 3
 """Exit code of a driver that could not start or join Ray: on a machine without a free processor that happens."""
+OBJECT_STORE = 80 * 2**20
+"""Bytes of Ray's shared memory; nothing of a run goes through it, and Ray asks for at least 75 MiB."""
 
 
 class Failure(NamedTuple):

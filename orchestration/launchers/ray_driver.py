@@ -14,12 +14,9 @@ from geta_core.errors import GetaError
 from orchestration.config import LauncherSettings
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.processes import die_with_parent
-from orchestration.launchers.ray import NOT_UP, settings_of
+from orchestration.launchers.ray import NOT_UP, OBJECT_STORE, settings_of
 from orchestration.launchers.ray_worker import work
 from orchestration.rundir import RunDirectory
-
-OBJECT_STORE = 80 * 2**20
-"""Bytes of shared memory; nothing of a run goes through it, and Ray asks for at least 75 MiB."""
 
 
 def main() -> int:

@@ -188,9 +188,7 @@ def _count(place: RunDirectory, folder: LaunchFolder) -> Requeues:
 
 def _attempt(place: RunDirectory, folder: LaunchFolder, stop: StopRequest, log: TextIO) -> None:
     from orchestration.config import Config
-    from orchestration.launchers.ray_worker import FirstStep
     from orchestration.launchers.slurm_ray import work_with_ray
-    from orchestration.run import Setting, attempt
 
     spec = _spec(folder)
     os.chdir(spec["cwd"])
@@ -203,6 +201,9 @@ def _attempt(place: RunDirectory, folder: LaunchFolder, stop: StopRequest, log: 
     if config.launcher.workers > 1:
         work_with_ray(config, place, stop, about, spec["began"])
         return
+    from orchestration.launchers.ray_worker import FirstStep
+    from orchestration.run import Setting, attempt
+
     attempt(
         config,
         place,
