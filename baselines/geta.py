@@ -6,6 +6,9 @@ from the paper's rules), cool-down. All of it is in ``geta_core``; this file nam
 
 Differs from the paper: activation ranges come from calibration batches, inputs that are never negative have an unsigned
 grid, and the gradient of d is scaled as in LSQ (arXiv:1902.08153) unless ``scale_step_gradient`` is off.
+
+``without``, ``saliency``, ``forgetting`` and ``step_rule`` take one part of the method away; their defaults are the
+method as published.
 """
 
 from __future__ import annotations
@@ -20,7 +23,12 @@ from torch import nn
 import geta_core as geta
 from baselines.schema import Bounds
 from baselines.search import Space, declared
-from baselines.stages import Stages
+from baselines.stages import Stages, without_stage
+from geta_core.errors import ConfigError
+from geta_core.qasso import SaliencyWeights, VariedQASSO
+
+Criterion = Literal["magnitude", "average_magnitude", "cosine", "taylor1", "taylor2"]
+CRITERIA: tuple[Criterion, ...] = ("magnitude", "average_magnitude", "cosine", "taylor1", "taylor2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +73,33 @@ class Geta(Stages):
     """Constant of the rules for gamma and d."""
     zeta: Annotated[float, Bounds(0, 1, above=True, below=True)] = 0.9
     """Constant of the rule for d (xi in the paper)."""
+    without: Literal["warmup", "projection", "joint", "cooldown"] | None = None
+    """Stage that is left out; the cool-down takes its steps, those of the cool-down go to the warm-up. Without the
+    joint stage all groups go in one step."""
+    saliency: tuple[Criterion, ...] = CRITERIA
+    """Criteria of the saliency, all of equal weight."""
+    forgetting: Literal["rule", "uniform"] = "rule"
+    """Forget rate in the joint stage: the paper's gamma, or 1 / (steps left in the period)."""
+    step_rule: Literal["rule", "gradient", "fixed"] = "rule"
+    """Step size d in the joint stage: the paper's rule, its gradient as in the projection stage, or bit widths that are
+    fixed when the stage begins."""
 
     def __post_init__(self) -> None:
-        self.compression()
+        faults = []
+        if not self.saliency or len(set(self.saliency)) < len(self.saliency):
+            known = ", ".join(CRITERIA)
+            faults.append(f"method.saliency must name at least one of {known}, each once, but got {self.saliency!r}")
+        try:
+            self.compression()
+        except ConfigError as error:
+            faults.extend(error.faults)
+        if faults:
+            raise ConfigError(faults)
+
+    def schedule(self, total_steps: int) -> geta.Schedule:
+        """Return the schedule of a run, less the stage that is left out."""
+        whole = super().schedule(total_steps)
+        return whole if self.without is None else without_stage(whole, self.without)
 
     def compression(self) -> geta.CompressionConfig:
         """Return the engine's configuration, checked."""
@@ -82,9 +114,13 @@ class Geta(Stages):
         self, prepared: geta.Prepared, total_steps: int, optimizer_class: type[torch.optim.Optimizer], **keywords: Any
     ) -> torch.optim.Optimizer:
         """Return QASSO around the given class."""
-        return geta.QASSO(
+        weight = 1 / len(CRITERIA)
+        return VariedQASSO(
             prepared,
             optimizer_class,
+            forgetting=self.forgetting,
+            step_rule=self.step_rule,
+            saliency=SaliencyWeights(**{name: weight * (name in self.saliency) for name in CRITERIA}),
             schedule=self.schedule(total_steps),
             lr_quant=self.lr_quant,
             scale_step_gradient=self.scale_step_gradient,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import geta_core as geta
 from baselines.schema import Bounds
 from geta_core.errors import ConfigError
+from geta_core.qasso.schedule import Stage
 
 Share = Annotated[float, Bounds(0, 1)] | Annotated[int, Bounds(0)]
 """A fraction of the run (0.1, 1.0) or a number of steps (100, 1)."""
@@ -65,3 +66,20 @@ class Stages:
 
 def _steps(share: float, total_steps: int) -> int:
     return share if isinstance(share, int) else round(share * total_steps)
+
+
+def without_stage(schedule: geta.Schedule, stage: Stage) -> geta.Schedule:
+    """Return a schedule of the same total without one of its stages.
+
+    The cool-down takes the steps, those of the cool-down go to the warm-up: the other stages keep their lengths. The
+    joint stage keeps one step, in which all groups go at once.
+    """
+    if stage == "cooldown":
+        return replace(schedule, warmup=schedule.warmup + schedule.cooldown, cooldown=0)
+    if stage == "warmup":
+        return replace(schedule, warmup=0, cooldown=schedule.cooldown + schedule.warmup)
+    if stage == "projection":
+        return replace(schedule, projection=0, cooldown=schedule.cooldown + schedule.projection)
+    if not schedule.joint:
+        return schedule
+    return replace(schedule, joint=1, pruning_periods=1, cooldown=schedule.cooldown + schedule.joint - 1)

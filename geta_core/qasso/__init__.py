@@ -3,5 +3,6 @@
 from geta_core.qasso.optimizer import QASSO
 from geta_core.qasso.saliency import SaliencyWeights
 from geta_core.qasso.schedule import Schedule
+from geta_core.qasso.variants import VariedQASSO
 
-__all__ = ["QASSO", "SaliencyWeights", "Schedule"]
+__all__ = ["QASSO", "SaliencyWeights", "Schedule", "VariedQASSO"]

@@ -127,6 +127,7 @@ class QASSO(torch.optim.Optimizer):
         defaults = dict(inner([nn.Parameter(torch.zeros(1))], **inner_kwargs).defaults)
         super().__init__(_parameter_groups(prepared.model, self._quant.parameters(), defaults, lr_quant), defaults)
         self._clock = 0
+        self._fixing: tuple[Stage, ...] = ("cooldown",)
         self._pruned = torch.zeros(prepared.num_prunable, dtype=torch.bool, device=self._rows.device)
         self._redundant = torch.zeros_like(self._pruned)
         self._fixed_bits: Tensor | None = None
@@ -208,7 +209,7 @@ class QASSO(torch.optim.Optimizer):
         stage, at = self.schedule.stage_at(self._clock)
         period = self.schedule.period_at(at) if stage == "joint" and self.target_groups else None
         before = self._quant.read() if len(self._quant) else None
-        if stage == "cooldown" and before is not None and self._fixed_bits is None:
+        if stage in self._fixing and before is not None and self._fixed_bits is None:
             self._fixed_bits = self._quant.whole_bits(before)
         if period is not None:
             self._rows.remember()
@@ -266,7 +267,7 @@ class QASSO(torch.optim.Optimizer):
             self._redundant = self._selector.choose(score, self._pruned, share)
             rows.mark_redundant(self._redundant)
         products = rows.products(before, decay)
-        gamma = forget_rate(products, 1 / (period.length - period.step), self.eta)
+        gamma = self._rate(products, 1 / (period.length - period.step))
         if grid is not None:
             gamma, grid = self._learn_steps(products, gamma, grid)
         if period.step == period.length - 1:
@@ -275,6 +276,10 @@ class QASSO(torch.optim.Optimizer):
             rows.mark_pruned(self._pruned)
         rows.forget(gamma, before)
         return grid
+
+    def _rate(self, products: Products, uniform: float) -> Tensor:
+        """Return gamma of each segment."""
+        return forget_rate(products, uniform, self.eta)
 
     def _learn_steps(self, products: Products, gamma: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """Set d by the joint stage's rule in the layers that have redundant rows and a direction."""

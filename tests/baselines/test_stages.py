@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baselines.geta import Geta
 from baselines.stages import Stages
 from geta_core.errors import ConfigError
+from geta_core.qasso.schedule import Stage
 
 
 @given(st.integers(100, 5000), st.floats(0.05, 0.3), st.floats(0.05, 0.3), st.floats(0.15, 0.3))
@@ -45,3 +47,24 @@ def test_lengths_that_do_not_fit(stages: Stages, words: str) -> None:
         stages.schedule(100)
     assert words in str(caught.value)
     assert "schedule." not in str(caught.value), "the user wrote method.<key>"
+
+
+@pytest.mark.parametrize(
+    ("stage", "lengths"),
+    [
+        ("warmup", (0, 20, 30, 50)),
+        ("projection", (10, 0, 30, 60)),
+        ("joint", (10, 20, 1, 69)),
+        ("cooldown", (50, 20, 30, 0)),
+    ],
+)
+def test_a_stage_is_left_out_and_the_total_stays(stage: Stage, lengths: tuple[int, ...]) -> None:
+    schedule = Geta(warmup=0.1, projection=0.2, joint=0.3, without=stage).schedule(100)
+    assert (schedule.warmup, schedule.projection, schedule.joint, schedule.cooldown) == lengths
+    assert schedule.pruning_periods == (1 if stage == "joint" else 10)
+
+
+def test_the_criteria_of_the_saliency_are_named_once_each() -> None:
+    for wrong in ((), ("cosine", "cosine")):
+        with pytest.raises(ConfigError, match=r"method\.saliency must name at least one"):
+            Geta(saliency=wrong)  # type: ignore[arg-type]

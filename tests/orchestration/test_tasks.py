@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from geta_core.errors import ConfigError
 from orchestration.tasks import TASKS
 from orchestration.tasks.augment import flip_and_crop, normalize
-from orchestration.tasks.base import Placement, classification_metrics, epoch_order, generator, stratified_split
+from orchestration.tasks.base import WHOLE, Placement, classification_metrics, epoch_order, generator, stratified_split
 from orchestration.tasks.cifar10 import FOLDER, TEST_FILE, TRAIN_FILES, Cifar10, read_batch
 from orchestration.tasks.digits import Digits
 from orchestration.tasks.image_folder import ImageFolder, central_box, crop_box
@@ -286,3 +286,16 @@ def test_the_real_cifar10(data_root: Path) -> None:
     assert task._val.labels.bincount().tolist() == [500] * 10
     assert task.steps_per_epoch() == 351
     assert len(task.read_test().labels) == 10000
+
+
+def test_a_limit_takes_every_class_from_both_splits(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, images=100)
+    whole, part = Cifar10(root=str(tmp_path)), Cifar10(root=str(tmp_path), limit=100, batch_size=10)
+    for task in (whole, part):
+        task.setup(0, CPU)
+    assert len(part._train.labels) + len(part._val.labels) == 100
+    assert torch.equal(torch.bincount(torch.cat([part._train.labels, part._val.labels])), torch.full((10,), 10))
+    assert part.totals(torch.nn.Flatten(), "test", WHOLE)["examples"] == 100
+    assert whole.totals(torch.nn.Flatten(), "val", WHOLE)["examples"] == 50
+    kept = {image.numpy().tobytes() for image in part._train.images}
+    assert kept < {image.numpy().tobytes() for image in torch.cat([whole._train.images, whole._val.images])}
