@@ -238,8 +238,13 @@ class Config:
 
     def digest(self) -> str:
         """Return 12 hexadecimal digits that name the deciding keys."""
-        text = json.dumps(self.deciding(), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest_of(self.deciding())
+
+
+def digest_of(deciding: Mapping[str, Any]) -> str:
+    """Return 12 hexadecimal digits that name deciding keys and their values."""
+    text = json.dumps(deciding, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def decides(key: str) -> bool:

@@ -23,6 +23,11 @@ COMMANDS = {
         "run the configuration of a run directory again and compare the numbers",
     ),
     "compare": ("sweeps.compare", "main", "run several methods under one budget and print the table"),
+    "ablate": (
+        "sweeps.ablations.cli",
+        "main",
+        "run variants that differ in one key each, and print what each is worth",
+    ),
     "models": ("orchestration.cli_show", "models", "list the models and their keys"),
     "tasks": ("orchestration.cli_show", "tasks", "list the data sets and their keys"),
     "methods": ("orchestration.cli_show", "methods", "list the methods and their keys"),

@@ -3,8 +3,69 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of one value per seed.
+
+    Attributes:
+        count: number of seeds.
+        mean: of them; NaN without any.
+        sd: standard deviation of the sample (divisor count - 1); NaN with fewer than two.
+        low: lower end of the interval by Student's t; minus infinity with fewer than two.
+        high: upper end.
+    """
+
+    count: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval."""
+        return (self.high - self.low) / 2
+
+    @classmethod
+    def of(cls, values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
+        """Summarize values, one per seed."""
+        count = len(values)
+        if not count:
+            return cls(0, math.nan, math.nan, -math.inf, math.inf)
+        mean = statistics.fmean(values)
+        if count == 1:
+            return cls(1, mean, math.nan, -math.inf, math.inf)
+        if max(values) == min(values):  # no spread: the t interval is that one point
+            return cls(count, mean, 0.0, mean, mean)
+        from scipy import stats
+
+        interval = stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
+        return cls(count, mean, statistics.stdev(values), float(interval.low), float(interval.high))
+
+
+def resolution(differences: Mapping[str, Difference]) -> str:
+    """Say what the seeds can and cannot tell, and name a winner only where the corrected interval excludes zero."""
+    compared = {name: each for name, each in differences.items() if each.pairs >= 2}
+    pairs = sorted({each.pairs for each in differences.values()})
+    if not compared:
+        return f"{'no' if not pairs or pairs[0] == 0 else 'one'} pair of seeds: no difference can be told from chance"
+    counts = f"{pairs[0]}" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
+    widths = sorted((each.high - each.low) / 2 for each in compared.values())
+    told = [name for name, each in compared.items() if each.decided]
+    text = (
+        f"{counts} pairs of seeds, 95 % intervals corrected for {len(differences)} comparisons (Holm): they resolve "
+        f"differences of about {widths[0]:.2f} to {widths[-1]:.2f} and no smaller ones; "
+    )
+    if not told:
+        return text + "none of the differences is told from zero, so there is no winner"
+    return text + "told from zero: " + ", ".join(f"{name} ({differences[name].mean:+.2f})" for name in told)
 
 
 @dataclass(frozen=True)

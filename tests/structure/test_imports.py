@@ -17,7 +17,20 @@ ENGINE_LAZY = {"onnx"}
 # What the training process of one run may import when its modules are loaded: a bare machine has no more.
 RUN = ENGINE | {"yaml"}
 # The other dependencies of the distribution.
-LAZY = {"ray", "mlflow", "optuna", "hydra", "omegaconf", "submitit", "matplotlib", "rich", "sklearn", "PIL", "psutil"}
+LAZY = {
+    "ray",
+    "mlflow",
+    "optuna",
+    "hydra",
+    "omegaconf",
+    "submitit",
+    "matplotlib",
+    "rich",
+    "sklearn",
+    "PIL",
+    "psutil",
+    "tabulate",
+}
 # Never imported when a module of ours is loaded, in any package.
 HEAVY = LAZY | {"pandas", "transformers", "onnx"}
 
