@@ -28,6 +28,7 @@ COMMANDS = {
         "main",
         "run variants that differ in one key each, and print what each is worth",
     ),
+    "table": ("sweeps.tables.cli", "main", "print a published table beside what is measured here, or run it"),
     "models": ("orchestration.cli_show", "models", "list the models and their keys"),
     "tasks": ("orchestration.cli_show", "tasks", "list the data sets and their keys"),
     "methods": ("orchestration.cli_show", "methods", "list the methods and their keys"),
