@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from geta_core.accounting import Layer, Measurement, measurement
 from geta_core.errors import PruningError, ScheduleError
 from geta_core.graph import ExampleInputs
-from geta_core.graph.capture import first_line
+from geta_core.graph.capture import first_line, forget_
 from geta_core.prepared import Prepared
 from geta_core.quantize import QuantSite, bake_
 from geta_core.slim.flips import flipped_share
@@ -58,6 +58,8 @@ class Report:
     """Whether the result is the user's own module class; otherwise it is a graph module."""
     native_refusal: str
     """Why it is not, empty if it is."""
+    train_refusal: str
+    """Why train mode of a graph module is that of eval mode (normalizations apart); empty if it is the model's own."""
     max_error64: float
     """Largest difference between zeroed and slimmed model in float64."""
     max_error32: float
@@ -205,6 +207,7 @@ class _Made:
     model: nn.Module
     changes: tuple[Change, ...]
     refusal: str | None
+    trains: str
     error64: Difference
     error32: Difference
     flips: float | None
@@ -221,27 +224,43 @@ def _slim(
 ) -> _Made:
     exact = inexact == 0
     inputs, inputs64 = prepared.inputs, as_double(prepared.inputs)
+    forget_(work)
     work64, sites64 = copy.deepcopy((work, sites))
     work64.double()
     baked, baked64 = _baked(work, sites), _baked(work64, sites64)
     with new_tensors(torch.float64):
         _check_double(work64, inputs64)
         changes, refusal = slim_native(baked64, prepared.graph, dead, keep, inputs64, exact=exact)
-        model64 = slim_graph(baked64, inputs64, keep) if changes is None else apply_(baked64, keep, changes)
-        error64 = difference(work64, model64, inputs64)
+        model64, trains = _cut(baked64, inputs64, keep, changes)
+        error64 = _compared(work64, model64, inputs64, trains)
         if any(site.kind == "input" for site in sites):
             # Rounding hides small differences: they are looked for without it, too.
             smooth = without_input_quantizers(work64), without_input_quantizers(model64)
-            error64 = error64.larger(difference(*smooth, inputs64))
+            error64 = error64.larger(_compared(*smooth, inputs64, trains))
     model, error32 = model64, error64
     # In another default type the forward may make other constants.
     if not (_is_double(work) and torch.get_default_dtype() == torch.float64):
-        model = slim_graph(baked, inputs, keep) if changes is None else apply_(baked, keep, changes)
-        error32 = difference(work, model, inputs)
+        model, trains = _cut(baked, inputs, keep, changes)
+        error32 = _compared(work, model, inputs, trains)
     flips = flipped_share(prepared, work, model, sites, dead)
     if exact:
         _demand(error64, error32, flips is None, refusal if changes is None else None)
-    return _Made(model, changes or (), refusal if changes is None else None, error64, error32, flips, inexact)
+    return _Made(model, changes or (), refusal if changes is None else None, trains, error64, error32, flips, inexact)
+
+
+def _cut(
+    baked: nn.Module, inputs: ExampleInputs, keep: dict[tuple[str, int], Tensor], changes: tuple[Change, ...] | None
+) -> tuple[nn.Module, str]:
+    """The smaller model, and why its train mode is not the model's own."""
+    return slim_graph(baked, inputs, keep) if changes is None else (apply_(baked, keep, changes), "")
+
+
+def _compared(zeroed: nn.Module, slim: nn.Module, inputs: ExampleInputs, trains: str) -> Difference:
+    """The difference, in train mode too where the slimmed model has the model's own."""
+    try:
+        return difference(zeroed, slim, inputs, train=not trains)
+    except Exception as error:
+        raise PruningError(f"zeroed and slimmed model must both run, but one fails: {first_line(error)}") from error
 
 
 def _is_double(model: nn.Module) -> bool:
@@ -317,6 +336,7 @@ def _report(prepared: Prepared, made: _Made, sites: list[QuantSite], dead: Tenso
         removed=int(dead.sum()),
         native=made.refusal is None,
         native_refusal=made.refusal or "",
+        train_refusal=made.trains,
         max_error64=made.error64.worst,
         max_error32=made.error32.worst,
         flipped_share=made.flips,

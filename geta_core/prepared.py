@@ -13,6 +13,7 @@ from geta_core.accounting import FLOAT_BITS, Account, Measurement, average_bits,
 from geta_core.config import CompressionConfig
 from geta_core.errors import GetaError
 from geta_core.graph import ExampleInputs, Group, GroupGraph, PruneSlot, capture
+from geta_core.graph.capture import forget_
 from geta_core.quantize import (
     QuantSite,
     attach,
@@ -125,6 +126,7 @@ class Prepared:
             for slot in self.slots:
                 index = torch.nonzero((slot.group >= 0) & dead[slot.group.clamp(min=0)]).flatten()
                 slot.parameter.index_fill_(slot.dim, index.to(slot.parameter.device), 0)
+        forget_(self.model)
 
     def bits(self) -> dict[str, float]:
         """Bit width of every site now (the mean over its channels); that of a float where values pass unchanged."""

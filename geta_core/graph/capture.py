@@ -6,7 +6,9 @@ names.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -110,31 +112,62 @@ def public_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
+@contextmanager
+def restored_modes(model: nn.Module) -> Iterator[None]:
+    """Give every module the mode back that it had."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def forget_(model: nn.Module) -> None:
+    """Let modules drop what they keep of earlier forwards in eval mode, which is what their ``train()`` is for.
+
+    A tensor made of parameters and kept aside would be a constant of the next graph, and stay as large as it is when
+    its parameters are cut. Every mode is as before.
+    """
+    with restored_modes(model), suppress(NotImplementedError):  # modules of torch.export may have no train()
+        model.train()
+        model.eval()
+
+
+@contextmanager
+def traced_anew(model: nn.Module) -> Iterator[None]:
+    """Trace inside with nothing kept of earlier forwards; nothing of the trace is kept either."""
+    forget_(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"The tensor attributes? .* assigned during export")
+            yield
+    finally:
+        forget_(model)
+
+
 def capture(model: nn.Module, inputs: ExampleInputs) -> Capture:
     """Export the model in eval mode with static shapes; the model's mode is restored.
 
     Raises:
         GetaError: if the forward fails on the example, or torch.export cannot trace it.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with restored_modes(model):
+        model.eval()
         try:
             with torch.no_grad():
                 inputs.run(model)
         except Exception as error:
             raise GetaError(f"the model's forward fails on the example inputs: {first_line(error)}") from error
         try:
-            program = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+            with traced_anew(model):
+                program = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
         except Exception as error:
             raise GetaError(
                 f"torch.export cannot trace the model: {first_line(error)}; a forward must not branch on values of "
                 "tensors or turn them into Python numbers (use torch.where, masks, or a sub-module that is prepared "
                 "by itself)"
             ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     inline_regions(program)
     program.graph_module.graph.eliminate_dead_code()
     return _named(model, program)

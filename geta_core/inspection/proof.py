@@ -77,6 +77,8 @@ def prove(prepared: Prepared, share: float, generator: torch.Generator) -> Proof
     except Exception as error:  # noqa: BLE001  # whatever a wrong rule leads to is a failed proof, with its reason
         return Proof(False, *numbers, None, TOLERANCE_64, "", f"the slimmed model does not run: {first_line(error)}")
     reason = report.native_refusal if len(chosen) else "there is nothing that can be removed"
+    if report.train_refusal:
+        reason += f"; train mode is that of eval mode: {report.train_refusal}"
     return Proof(
         holds=report.max_error64 <= TOLERANCE_64,
         removed=numbers[0],

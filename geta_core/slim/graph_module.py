@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from geta_core.errors import GetaError, PruningError
-from geta_core.graph.capture import Capture, ExampleInputs, _named, first_line
+from geta_core.graph.capture import Capture, ExampleInputs, _named, first_line, restored_modes, traced_anew
 from geta_core.graph.inline import inline_regions
 from geta_core.slim.cut import Keep, cut_
 from geta_core.slim.modes import switch
@@ -24,6 +24,12 @@ SAME_GRAPH = 100.0
 """Largest difference of a graph from the model that it was traced from, in units of the model's precision and relative
 to the largest output: the same operations run in both, some of them (attention) by another kernel."""
 
+CLOSE_64 = 1e-11
+"""Difference up to which the traced graph is taken for the model's own in float64; the proof allows 1e-10."""
+SAME_GRADIENT = 1e-6
+"""Difference, relative to the largest element of a gradient, up to which a function's own backward pass is taken for
+its derivative; such passes are written for single precision, with constants of eight digits."""
+
 
 def export_switchable(model: nn.Module, inputs: ExampleInputs, *, train: bool = True) -> tuple[fx.GraphModule, Capture]:
     """Export in train mode with a dynamic batch; the result follows ``train()`` / ``eval()`` and has the model's names.
@@ -33,13 +39,9 @@ def export_switchable(model: nn.Module, inputs: ExampleInputs, *, train: bool = 
     Raises:
         GetaError: if torch.export cannot trace the model so.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.train(train)
-    try:
+    with restored_modes(model), traced_anew(model):
+        model.train(train)
         program = _dynamic_export(model, inputs)
-    finally:
-        for owner, training in modes.items():
-            owner.training = training
     inline_regions(program)
     program.graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: _writes(node))
     module = program.module(check_guards=False)
@@ -103,7 +105,7 @@ def batch_size(inputs: ExampleInputs) -> int:
     return int(next(leaf.shape[0] for leaf in inputs.leaves() if isinstance(leaf, Tensor) and leaf.dim() > 0))
 
 
-def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep) -> fx.GraphModule:
+def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep) -> tuple[fx.GraphModule, str]:
     """A graph module with smaller parameters that computes what ``model`` computes with the cut indices at zero.
 
     Args:
@@ -111,35 +113,34 @@ def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep) -> fx.GraphM
         inputs: example inputs in the model's dtype.
         keep: indices that stay.
 
+    Returns:
+        The module, and why its train mode is that of ``eval()`` (but for normalizations); empty if it is the model's.
+
     Raises:
-        PruningError: if a number in the graph cannot follow the cut, or the model's own backward pass would be lost.
+        PruningError: if a number in the graph cannot follow the cut, if the model's own backward pass would be lost, or
+            if no graph computes what the model computes.
     """
-    with _custom_backward() as custom:
-        module, captured = export_switchable(copy.deepcopy(model), inputs)
-    if custom:
-        raise PruningError(
-            f"the model's own class cannot be cut, and a graph module would lose the backward pass of "
-            f"{', '.join(sorted(custom))} (torch.autograd.Function); take sizes from tensors instead of numbers in "
-            "forward, so that the class can be cut, or make the function a torch.library.custom_op with "
-            "register_autograd, and give it a rule with geta_core.register_rule"
-        )
-    _check_batch(captured, batch_size(inputs))
+    try:
+        module, captured, refusal = _switchable(copy.deepcopy(model), inputs, CLOSE_64, own_backward=True)
+    except GetaError as error:
+        raise PruningError(f"the model's own class cannot be cut, and {error}") from error
     rewrite(module, captured, keep)
-    switch(module, _counters(module))
     cut_(module, keep)
     module.recompile()
-    return module
+    return module, refusal
 
 
-def _check_batch(captured: Capture, batch: int) -> None:
+def _holds_batch(captured: Capture, batch: int) -> str:
+    """What is wrong with a graph that holds the batch size as a number; empty if none does."""
     values = [node.meta.get("val") for node in captured.inputs]
     first: list[Any] = [value.shape[0] for value in values if isinstance(value, Tensor) and value.dim() > 0]
     numbers = [size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size for size in first]
-    if batch in numbers:
-        raise PruningError(
-            f"the traced graph holds the batch size {batch} as a number, so that it takes no other; "
-            "a forward must not turn it into one: len(x) does, x.shape[0] does not"
-        )
+    if batch not in numbers:
+        return ""
+    return (
+        f"the traced graph holds the batch size {batch} as a number, so that it takes no other; "
+        "a forward must not turn it into one: len(x) does, x.shape[0] does not"
+    )
 
 
 def as_switchable(model: nn.Module, inputs: ExampleInputs) -> fx.GraphModule:
@@ -152,21 +153,84 @@ def as_switchable(model: nn.Module, inputs: ExampleInputs) -> fx.GraphModule:
     Raises:
         GetaError: if neither graph computes what the model computes in eval mode.
     """
-    if isinstance(model, fx.GraphModule):
-        return model
-    reason = ""
+    return model if isinstance(model, fx.GraphModule) else _switchable(model, inputs, 0.0)[0]
+
+
+def _switchable(
+    model: nn.Module, inputs: ExampleInputs, close: float, *, own_backward: bool = False
+) -> tuple[fx.GraphModule, Capture, str]:
+    """The graph of train mode if it computes in eval mode what the model does, else that of eval mode and the reason.
+
+    Args:
+        model: not changed.
+        inputs: example inputs.
+        close: a difference up to this is taken for rounding, even if the model's precision is higher.
+        own_backward: refuse a graph in which a function of the model has lost its own backward pass.
+    """
+    reasons: list[str] = []
     for train in (True, False):
+        mode = "train" if train else "eval"
         try:
-            module, _ = export_switchable(model, inputs, train=train)
+            with _custom_backward() as custom:
+                module, captured = export_switchable(model, inputs, train=train)
         except GetaError as error:
-            reason = reason or str(error)
+            reasons.append(str(error))
+            continue
+        if custom and own_backward and not _same_gradients(model, module, inputs, train=train):
+            reasons.append(_lost(custom, mode))
             continue
         switch(module, _counters(module))
-        gap = _gap(model, module, inputs)
-        if gap <= SAME_GRAPH * _precision(model):
-            return module
-        reason = reason or f"its outputs differ from the model's by {gap:.3g}"
-    raise GetaError(f"the model has no graph that can be stored: {reason}")
+        gap, random = _gap(model, module, inputs), train and _draws(module)
+        if gap <= max(close, SAME_GRAPH * _precision(model)) and not random:
+            return module, captured, "".join(reasons)
+        how = "are random" if random else f"differ from the model's by {gap:.3g}"
+        held = _holds_batch(captured, batch_size(inputs))
+        reasons.append(held or f"the outputs of the graph of {mode} mode {how} in eval mode")
+    raise GetaError(f"the model has no graph that can be stored: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def _same_gradients(model: nn.Module, module: fx.GraphModule, inputs: ExampleInputs, *, train: bool) -> bool:
+    """Whether a graph has the gradients of the model that it was traced from, although it lost a backward pass.
+
+    Both run in the mode of the trace, with the same random numbers.
+    """
+    model, module = copy.deepcopy((model, module))
+    model.train(train)
+    found: list[dict[str, Tensor | None]] = []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    for each in (model, module):
+        parameters = {name: held for name, held in each.named_parameters() if held.requires_grad}
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            torch.manual_seed(0)
+            leaves = torch.utils._pytree.tree_leaves(inputs.run(each))
+            sums = [leaf.square().sum() for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+            gradients = torch.autograd.grad(sums, list(parameters.values()), allow_unused=True)
+        found.append(dict(zip(parameters, gradients, strict=True)))
+    own, traced = found
+    return own.keys() == traced.keys() and all(_close(own[name], traced[name]) for name in own)
+
+
+def _close(left: Tensor | None, right: Tensor | None) -> bool:
+    if left is None or right is None:
+        return left is right
+    return bool((left - right).abs().max() <= SAME_GRADIENT * left.abs().max())
+
+
+def _lost(custom: set[str], mode: str) -> str:
+    return (
+        f"the graph of {mode} mode would lose the backward pass of {', '.join(sorted(custom))} "
+        "(torch.autograd.Function); take sizes from tensors instead of numbers in forward, so that the class can be "
+        "cut, or make the function a torch.library.custom_op with register_autograd, and give it a rule with "
+        "geta_core.register_rule"
+    )
+
+
+def _draws(module: fx.GraphModule) -> bool:
+    """Whether a graph draws random numbers in every mode."""
+    return any(
+        isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+        for node in module.graph.nodes
+    )
 
 
 def _gap(model: nn.Module, module: fx.GraphModule, inputs: ExampleInputs) -> float:

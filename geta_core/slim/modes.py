@@ -61,6 +61,14 @@ class FeatureDropout(nn.Module):
         return torch.feature_dropout(x, p, self.training)
 
 
+class RandomMask(nn.Module):
+    """Random zeros and ones while training, their mean otherwise: a mask divided by it (stochastic depth) is 1 then."""
+
+    def forward(self, x: Tensor, p: float = 0.5) -> Tensor:
+        """Fill ``x`` in place."""
+        return x.bernoulli_(p) if self.training else x.fill_(p)
+
+
 class AlphaDropout(nn.Module):
     """Dropout that keeps mean and variance, while training."""
 
@@ -112,6 +120,7 @@ MODES: dict[Any, type[nn.Module]] = {
     aten.dropout_.default: Dropout,
     aten.feature_dropout.default: FeatureDropout,
     aten.feature_dropout_.default: FeatureDropout,
+    aten.bernoulli_.float: RandomMask,
     aten.alpha_dropout.default: AlphaDropout,
     aten.alpha_dropout_.default: AlphaDropout,
     aten.rrelu.default: RandomReLU,
@@ -119,6 +128,8 @@ MODES: dict[Any, type[nn.Module]] = {
     aten.add_.Tensor: CountIfTraining,
 }
 """Which module replaces which operation of a graph that was exported in train mode."""
+REPLACED = "replaced"
+"""Where a node says which one it replaces."""
 
 
 def kind_of(node: fx.Node, counters: set[fx.Node]) -> type[nn.Module] | None:
@@ -137,7 +148,7 @@ def switch(module: fx.GraphModule, counters: set[fx.Node]) -> None:
         module.add_submodule(name, kind())
         with module.graph.inserting_before(node):
             replacement = module.graph.call_module(name, node.args, node.kwargs)
-        replacement.meta = dict(node.meta)
+        replacement.meta = {**node.meta, REPLACED: node.name}
         node.replace_all_uses_with(replacement)
         module.graph.erase_node(node)
     _follow_device(module.graph, module)

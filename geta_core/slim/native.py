@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import fx, nn
 
-from geta_core.graph.capture import ExampleInputs, first_line
+from geta_core.graph.capture import ExampleInputs, first_line, forget_
 from geta_core.graph.dependency import shape_of
 from geta_core.graph.groups import GroupGraph
 from geta_core.slim.cut import Keep, cut_, integer_attributes, zero_
@@ -103,7 +103,7 @@ def slim_native(
     """
     reason = ""
     generic = _generic(baked64, graph, dead, inputs64)
-    reference = generic if exact else slim_graph(generic, inputs64, keep)
+    reference = generic if exact else slim_graph(generic, inputs64, keep)[0]
     for changes in _attempts(candidates(baked64, graph, dead)):
         trial = copy.deepcopy(generic)
         try:
@@ -135,6 +135,7 @@ def _generic(baked64: nn.Module, graph: GroupGraph, dead: torch.Tensor, inputs64
         for slot in graph.prune_slots():
             index = torch.nonzero((slot.group >= 0) & dead[slot.group.clamp(min=0)]).flatten()
             zero_(tensors, {(slot.name, slot.dim): index})
+        forget_(model)
         try:
             finite = all(bool(tensor.isfinite().all()) for tensor in outputs(model.eval(), inputs64))
         except Exception:  # noqa: BLE001  # a user's forward may refuse values that it does not expect
@@ -143,8 +144,9 @@ def _generic(baked64: nn.Module, graph: GroupGraph, dead: torch.Tensor, inputs64
 
 
 def apply_(model: nn.Module, keep: Keep, changes: Iterable[Change]) -> nn.Module:
-    """Cut in place and set the attributes."""
+    """Cut in place and set the attributes; what modules keep of earlier forwards is forgotten."""
     cut_(model, keep)
+    forget_(model)
     for change in changes:
         setattr(model.get_submodule(change.module), change.attribute, change.value)
     return model

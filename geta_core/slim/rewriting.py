@@ -17,6 +17,7 @@ from geta_core.graph.rules import install_all
 from geta_core.graph.rules.reductions import chosen_row
 from geta_core.graph.rules.windows import COUNTED, argument_of_sizes
 from geta_core.slim.cut import Keep
+from geta_core.slim.modes import REPLACED
 
 aten = torch.ops.aten
 
@@ -24,7 +25,8 @@ aten = torch.ops.aten
 def rewrite(module: fx.GraphModule, captured: Capture, keep: Keep) -> None:
     """Rewrite the numbers of a dynamic graph that stand for cut sizes.
 
-    The graph of ``module`` mirrors that of ``captured``, which carries shapes; nodes correspond by name.
+    The graph of ``module`` mirrors that of ``captured``, which carries shapes; nodes correspond by name, or by the name
+    of the one that they replace.
     """
     install_all()
     first = Dependencies(captured, "head", True)
@@ -37,7 +39,7 @@ def rewrite(module: fx.GraphModule, captured: Capture, keep: Keep) -> None:
             part[index] = False
             flags[slot.offset : slot.offset + slot.size] = part
     removal = Removal(first, _followed(first, flags))
-    twins = {node.name: node for node in module.graph.nodes}
+    twins = {node.meta.get(REPLACED, node.name): node for node in module.graph.nodes}
     for node in captured.graph.nodes:
         rewriter = _REWRITERS.get(getattr(node.target, "overloadpacket", None)) if node.op == "call_function" else None
         twin = twins.get(node.name)
