@@ -12,6 +12,7 @@ from torch import fx
 
 from geta_core.graph.capture import Capture
 from geta_core.graph.dependency import shape_of
+from geta_core.graph.rules.contraction import einsum_terms
 from geta_core.quantize import QuantSite
 
 aten = torch.ops.aten
@@ -113,11 +114,8 @@ def _sizes(node: fx.Node, x: fx.Node, w: fx.Node) -> list[Size]:
 
 def _einsum(origins: _Origins, node: fx.Node) -> Iterator[Product]:
     """The operands are contracted from left to right; each step costs the product of the sizes of all its letters."""
-    equation, operands = str(node.args[0]).replace(" ", ""), list(cast(Sequence[fx.Node], node.args[1]))
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    right = right if arrow else "".join(letter for letter in left if left.count(letter) == 1)
-    size_of: dict[str, Size] = {}
+    operands, terms, right = einsum_terms(node)
+    size_of: dict[int, Size] = {}
     for operand, term in zip(operands, terms, strict=True):
         for dim, letter in enumerate(term):
             if letter not in size_of or shape_of(operand)[dim] > 1:
@@ -126,7 +124,7 @@ def _einsum(origins: _Origins, node: fx.Node) -> Iterator[Product]:
     for position, (operand, term) in enumerate(zip(operands[1:], terms[1:], strict=True), 2):
         letters = sorted(kept | set(term))
         yield origins.product(node, "einsum", [size_of[letter] for letter in letters], (previous, operand))
-        kept = set(letters) & set("".join(terms[position:]) + right)
+        kept = set(letters) & {*right, *(letter for term in terms[position:] for letter in term)}
         previous = node
 
 

@@ -15,14 +15,28 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from geta_core.errors import GetaError
 from geta_core.graph.capture import Capture, where
 from geta_core.graph.labels import Layers, Operand, Space, from_letters, tidy, to_letters, varying
 from geta_core.graph.rules.base import Value, is_factory, lookup, rule_for
 
+aten = torch.ops.aten
+
 
 def hint(size: Any) -> int:
-    """The example's value of a size that may be symbolic."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """The example's value of a size that may be symbolic.
+
+    Raises:
+        GetaError: for a size that has none, because it is computed from the values of a tensor.
+    """
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if size.node.hint is None:
+        raise GetaError(
+            f"a size in the graph ({size}) is computed from the values of a tensor, so that it has no fixed number of "
+            "indices; a forward must take sizes from shapes (experts: compute with all of them and weight the results)"
+        )
+    return int(size.node.hint)
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
@@ -41,11 +55,33 @@ def literal(value: Any) -> Any:
     return fx.node.map_arg(value, number)
 
 
+def parts_of(view: fx.Node, root: fx.Node) -> list[tuple[int, bool]]:
+    """How a view shows a part of its root: each dimension that it takes a part of, and whether it lacks it.
+
+    Empty where it is something else. An index is taken last, so that the dimensions are those of the root.
+    """
+    found, node = list[tuple[int, bool]](), view
+    while node.op == "call_function" and getattr(node.target, "overloadpacket", None) in (aten.select, aten.slice):
+        packet = node.target.overloadpacket  # type: ignore[union-attr]
+        source = cast(fx.Node, node.args[0])
+        if found and packet is aten.select:
+            return []
+        dim = cast(int, node.args[1]) if len(node.args) > 1 else 0
+        found.append((dim % len(shape_of(source)), packet is aten.select))
+        node = source
+    return found if node is root else []
+
+
 class Dependencies:
     """State of the first pass; op rules read and extend it."""
 
     def __init__(self, capture: Capture, heads: str, prune_normalized: bool) -> None:
         self.capture, self.heads, self.prune_normalized = capture, heads, prune_normalized
+        self.whole: set[fx.Node] = set()
+        """Contractions in which heads stay whole although they share a parameter."""
+        self._start()
+
+    def _start(self) -> None:
         self.space = Space()
         self.values: dict[fx.Node, Value] = {}
         self.consumed: list[Tensor] = []
@@ -60,6 +96,8 @@ class Dependencies:
         """Ids opted in although a normalization reduces over them."""
         self.roots: dict[fx.Node, fx.Node] = {}
         """The value that a view shows a part or another shape of."""
+        self._open: list[tuple[fx.Node, Tensor, Tensor, str]] = []
+        """Contractions of blocks by what their rows share: the layer, its narrowed form, and the message of the tie."""
 
     def layers(self, value: Any) -> Layers:
         """Layers of an argument; () for numbers and untracked values."""
@@ -85,7 +123,27 @@ class Dependencies:
         self.space.pin(layer, f"{why}, at {where(node)}")
 
     def run(self) -> None:
-        """Visit every node in order."""
+        """Visit every node in order; once more where heads turn out to be whole that share a parameter.
+
+        Where the heads of a value meet a parameter that all of them share (a table of relative positions), either the
+        same index goes from every head and from the parameter, or a head goes whole and the parameter stays. What else
+        is done with the heads decides: if it makes each of them a whole, so they are.
+        """
+        while True:
+            self._start()
+            self._visit_all()
+            whole = self._whole_heads() if self.heads == "head" and self._open else set()
+            if not whole:
+                break
+            self.whole |= whole
+        for _, layer, narrow, message in self._open:
+            self.space.tie(layer, narrow, message)
+
+    def _whole_heads(self) -> set[fx.Node]:
+        _, component = self.space.components()
+        return {node for node, layer, narrow, _ in self._open if _is_whole(component, layer, narrow)}
+
+    def _visit_all(self) -> None:
         for node in self.capture.graph.nodes:
             if node.op == "placeholder":
                 name, start = self.capture.names.get(node), self.space.size
@@ -157,10 +215,19 @@ class Dependencies:
         if not alias.is_write:
             self.roots[node] = first if root is None else root
             return
-        self.values[first] = self.values[node]
-        if root is not None and self._read_again(node, first, root):
+        before, self.values[first] = self._flat(first), self.values[node]
+        if root is not None and self._read_again(node, first, root) and not self._fits(node, first, before):
             for layer in (*self._flat(root), *self._flat(node)):
                 self.pin(node, layer, "is written in place into a part of a value")
+
+    def _fits(self, node: fx.Node, view: fx.Node, before: list[Tensor]) -> bool:
+        """Whether what is written into a part has the labels that the part had, and every other part has them too."""
+        parts = parts_of(view, self.roots[view])
+        whole = {dim for layer in self._flat(self.roots[view]) for dim in varying(layer)}
+        same = all(
+            any(new.shape == old.shape and bool((new == old).all()) for old in before) for new in self._flat(node)
+        )
+        return bool(parts) and same and not whole & {dim for dim, _ in parts}
 
     def _read_again(self, node: fx.Node, view: fx.Node, root: fx.Node) -> bool:
         """Whether anything reads a value after one of its views was written, other than through that view."""
@@ -226,8 +293,13 @@ class Dependencies:
         inner, outer = varying(layer) & contracted, varying(layer) - contracted
         if inner and outer:
             shared = {letter for letter in outer if sum(size[letter] > 1 for size in sizes) > 1}
-            whole = self.heads == "head" and shared == outer
-            layer = self.space.tie_across(layer, inner if whole else outer, message)
+            if self.heads == "head" and (shared == outer or node in self.whole):
+                return self.space.tie_across(layer, inner, message)
+            narrow = layer
+            for dim in outer:
+                narrow = narrow.narrow(dim, 0, 1)
+            self._open.append((node, layer, narrow, message))
+            return narrow
         return layer
 
     def _keep_heads(self, node: fx.Node, spread: list[list[Tensor]]) -> None:
@@ -265,6 +337,18 @@ class Dependencies:
                     self.consumed.append(layer[layer >= 0])
                 elif node in self.capture.data:
                     self.passed.append(layer[layer >= 0])
+
+
+def _is_whole(component: Tensor, layer: Tensor, narrow: Tensor) -> bool:
+    """Whether each row of a block is one component, and the rows are several; ``narrow`` is one row."""
+    if bool((layer < 0).any()):
+        return False
+    parts, row = component[layer], component[narrow]
+    inner = [dim for dim in range(layer.dim()) if row.shape[dim] > 1]
+    rows = parts
+    for dim in inner:
+        rows = rows.narrow(dim, 0, 1)
+    return bool((parts == rows).all()) and not bool((rows == rows.flatten()[0]).all())
 
 
 def _facing(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

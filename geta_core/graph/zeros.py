@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from geta_core.graph.capture import where
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies, parts_of, shape_of
 from geta_core.graph.labels import Layers, Operand, collapse, from_letters, tidy, to_letters, varying
 from geta_core.graph.rules.base import Value, lookup, rule_for
 
@@ -74,10 +74,22 @@ class Zeros:
         """In place: the first argument is the result now; nothing is known of what shares its memory."""
         first, roots = cast(fx.Node, node.args[0]), self.first.roots
         root = roots.get(first, first)
+        whole = self._with_part(root, first, node) if root is not first else ()
         for other in (root, *(view for view, base in roots.items() if base is root)):
             if other in self.values:
                 self.values[other] = ()
-        self.values[first] = self.values[node]
+        self.values[root], self.values[first] = whole, self.values[node]
+
+    def _with_part(self, root: fx.Node, view: fx.Node, node: fx.Node) -> Layers:
+        """Zeros of a value of which a part was written: those of before that what was written has too."""
+        parts = parts_of(view, root)
+        if not parts:
+            return ()
+        dims, written = {dim for dim, _ in parts}, list(self.zeros(node))
+        for dim, dropped in parts:
+            written = [layer.unsqueeze(dim) for layer in written] if dropped else written
+        kept = tuple(layer for layer in self.zeros(root) if not varying(layer) & dims)
+        return meet(kept, tuple(layer for layer in written if not varying(layer) & dims))
 
     def _parameter(self, node: fx.Node) -> Layers:
         if self.capture.names.get(node) not in self.capture.parameters:

@@ -238,7 +238,8 @@ def _attention_zeros(ctx: Zeros, node: fx.Node) -> Layers:
 # ---------------------------------------------------------------- einsum
 
 
-def _einsum_terms(node: fx.Node) -> tuple[list[Any], list[tuple[int, ...]], tuple[int, ...]]:
+def einsum_terms(node: fx.Node) -> tuple[list[Any], list[tuple[int, ...]], tuple[int, ...]]:
+    """Operands of an einsum, the letters of each as numbers, and those of the result; an ellipsis has letters too."""
     equation, values = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
@@ -263,12 +264,12 @@ def _einsum_terms(node: fx.Node) -> tuple[list[Any], list[tuple[int, ...]], tupl
 
 
 def _einsum_labels(ctx: Dependencies, node: fx.Node) -> Layers:
-    values, terms, out = _einsum_terms(node)
+    values, terms, out = einsum_terms(node)
     return ctx.combine(node, [ctx.operand(v, t) for v, t in zip(values, terms, strict=True)], out)
 
 
 def _einsum_zeros(ctx: Zeros, node: fx.Node) -> Layers:
-    values, terms, out = _einsum_terms(node)
+    values, terms, out = einsum_terms(node)
     return ctx.contract(node, [(v, ctx.first.operand(v, t)) for v, t in zip(values, terms, strict=True)], out)
 
 

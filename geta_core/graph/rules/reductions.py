@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -24,7 +24,7 @@ def _dims(node: fx.Node) -> frozenset[int]:
     rank = len(shape_of(node.args[0]))
     packet = node.target.overloadpacket  # type: ignore[union-attr]
     # A vector norm names its order before its dimensions, the k-th value its k.
-    position = 2 if packet in (aten.linalg_vector_norm, aten.kthvalue) else 1
+    position = 2 if packet in (*_NORMS, aten.kthvalue) else 1
     value = argument(node, position, "dim", -1 if packet is aten.kthvalue else None)
     if isinstance(value, int) and not isinstance(value, bool):
         return frozenset({value % rank})
@@ -112,18 +112,23 @@ def _largest_zeros(ctx: Zeros, node: fx.Node) -> Value:
     return [found, *[()] * (len(value) - 1)] if isinstance(value, (list, tuple)) else found
 
 
+_NORMS = (aten.linalg_vector_norm, aten.linalg_norm)
+
+
 def _norm_labels(ctx: Dependencies, node: fx.Node) -> Value:
-    """Zeros add nothing to a norm of positive order; one of negative order is a minimum."""
-    return _sum_labels(ctx, node) if _order(node) >= 0 else _statistic_labels(ctx, node)
+    """Zeros add nothing to a norm of positive order; one of negative order is a minimum, one of a matrix is neither."""
+    return _sum_labels(ctx, node) if _adds(node) else _statistic_labels(ctx, node)
 
 
 def _norm_zeros(ctx: Zeros, node: fx.Node) -> Value:
-    return _sum_zeros(ctx, node) if _order(node) >= 0 else _passing_zeros(ctx, node)
+    return _sum_zeros(ctx, node) if _adds(node) else _passing_zeros(ctx, node)
 
 
-def _order(node: fx.Node) -> float:
-    value = node.args[1] if len(node.args) > 1 else node.kwargs.get("ord", 2)
-    return float(cast(float, value))
+def _adds(node: fx.Node) -> bool:
+    """Whether a norm is that of a vector, and of an order that is not negative; without an order it is the length."""
+    order = argument(node, 1, "ord")
+    matrix = node.target.overloadpacket is aten.linalg_norm and len(_dims(node)) > 1  # type: ignore[union-attr]
+    return order is None or (not isinstance(order, str) and not matrix and float(order) >= 0)
 
 
 def _softmax_labels(ctx: Dependencies, node: fx.Node) -> Layers:
@@ -323,7 +328,7 @@ def install() -> None:
     add([aten.amax, aten.max], Rule(_largest_labels, _largest_zeros))
     add(means, Rule(_statistic_labels, _passing_zeros))
     add([aten.logsumexp], Rule(_statistic_labels, _no_zeros))
-    add([aten.linalg_vector_norm], Rule(_norm_labels, _norm_zeros))
+    add(_NORMS, Rule(_norm_labels, _norm_zeros))
     add([aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax], Rule(_softmax_labels, _no_zeros))
     for rank, ops in _POOLS.items():
         add(ops, _pool(rank))

@@ -110,8 +110,10 @@ def _parts(node: fx.Node) -> tuple[list[fx.Node], int, bool]:
     stacked = node.target.overloadpacket is aten.stack  # type: ignore[union-attr]
     parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
     dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
-    parts = [p for p in parts if shape_of(p) != (0,)]
-    return parts, dim % len(shape_of(node)), stacked
+    dim %= len(shape_of(node))
+    # An empty part (the rest of a head that is rotated whole, no class token) has no say in what may be removed.
+    held = [p for p in parts if stacked or (shape_of(p) != (0,) and shape_of(p)[dim] > 0)]
+    return held or parts, dim, stacked
 
 
 def _joined(parts: Sequence[Layers], shapes: Sequence[Sequence[int]], dim: int) -> Layers:
@@ -278,6 +280,6 @@ def install() -> None:
     add([*views, *pieces, *moves, *extra, aten.diagonal], Rule(_view_labels, _view_zeros))
     add([aten.expand_as], Rule(_expand_labels, _expand_zeros))
     add_factories([aten.expand, aten.broadcast_to], Rule(_expand_labels, _expand_zeros))
-    add([aten.cat, aten.stack], Rule(_cat_labels, _cat_zeros))
+    add([aten.cat, aten.concat, aten.concatenate, aten.stack], Rule(_cat_labels, _cat_zeros))
     add([aten.pad, aten.constant_pad_nd], Rule(_pad_labels, _pad_zeros))
     add([aten.reshape_as, aten.view_as], Rule(_as_labels, _as_zeros))

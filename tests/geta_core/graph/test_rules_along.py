@@ -67,7 +67,7 @@ FEATURES: dict[str, tuple[Body, int]] = {
     "a mask that fills with ones": (lambda net, y: y.masked_fill(y > 0.1, 1.0), 6),
     "added by an index": (lambda net, y: y.index_add(1, torch.tensor([1, 1]), net.b(y)[:, :2]), 6),
     "copied": (lambda net, y: torch.zeros_like(y).copy_(y), 6),
-    "written in place into a part": (in_part, 0),
+    "written in place into a part": (in_part, 6),
     "logsumexp of tokens": (lambda net, y: y * y.logsumexp(1, keepdim=True), 6),
     "logsumexp of features": (lambda net, y: y * y.logsumexp(-1, keepdim=True), 0),
     "variance and mean": (lambda net, y: (lambda v, m: y * v + m)(*torch.var_mean(y, 1, keepdim=True)), 6),

@@ -1,0 +1,169 @@
+"""Heads that share a parameter, parts of a head, and sizes that depend on values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import geta_core as geta
+from geta_core.prepared import Prepared
+from tests.geta_core.graph.nets import Net, choose, double, gap, parameter, prepared64, run, token_net, tokens
+
+
+def split(net: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [N, 3, 7, 4] of three heads; the number of heads follows the weights."""
+    q, k, v = net.qkv(x).unflatten(2, (3, -1, 4)).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def joined(net: Any, scores: Tensor, v: Tensor) -> Tensor:
+    return net.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def before(net: Any, x: Tensor) -> Tensor:
+    """Relative positions: every head multiplies its queries with one table, before they meet the keys."""
+    q, k, v = split(net, x)
+    places = torch.einsum("nhqd,qkd->nhqk", q, net.table)
+    return joined(net, q @ k.mT + places, v)
+
+
+def after(net: Any, x: Tensor) -> Tensor:
+    """The same, the other way round."""
+    q, k, v = split(net, x)
+    scores = q @ k.mT
+    return joined(net, scores + torch.einsum("qkd,nhqd->nhqk", net.table, q), v)
+
+
+def normalized(net: Any, x: Tensor) -> Tensor:
+    """And with a norm inside each head."""
+    q, k, v = split(net, x)
+    q = net.norm(q)
+    return joined(net, q @ k.mT + torch.einsum("nhqd,qkd->nhqk", q, net.table), v)
+
+
+def rotated_whole(net: Any, x: Tensor) -> Tensor:
+    """What is left of a head beside the part that is rotated: nothing."""
+    q, k, v = split(net, x)
+    q = torch.cat([torch.cat([-q[..., 2:4], q[..., :2]], -1), q[..., 4:]], -1)
+    return joined(net, q @ k.mT, v)
+
+
+def no_class_token(net: Any, x: Tensor) -> Tensor:
+    """Positions before the first: none."""
+    q, k, v = split(net, x)
+    return joined(net, torch.cat([q[:, :, :0], 2 * q[:, :, 0:]], 2) @ k.mT, v)
+
+
+BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "table before": before,
+    "table after": after,
+    "table and norm": normalized,
+    "empty part of a head": rotated_whole,
+    "empty row of tokens": no_class_token,
+}
+
+
+def attention(body: Callable[[Any, Tensor], Tensor]) -> Net:
+    return token_net(body, qkv=nn.Linear(6, 36), proj=nn.Linear(12, 6), table=parameter(7, 7, 4), norm=nn.LayerNorm(4))
+
+
+def heads(prepared: Prepared) -> list[tuple[int, ...]]:
+    """Which columns of the last projection of an attention go together."""
+    found = []
+    for group in prepared.graph.groups:
+        if group.pinned is None:
+            found += [member.indices for member in group.members if (member.name, member.dim) == ("proj.weight", 1)]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_every_head_can_go_whole(name: str) -> None:
+    prepared = prepared64(attention(BODIES[name]), tokens())
+    assert heads(prepared) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    prepared.zero_(choose(prepared, 1))
+    compressed = geta.finish(prepared)
+    assert ("proj.weight", 1) in compressed.keep
+    assert ("table", 2) not in compressed.keep
+    x = double(tokens())
+    assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
+
+
+def test_a_shared_parameter_is_cut_where_nothing_makes_its_rows_whole() -> None:
+    """Without keys, the same index goes from every row, and from the parameter."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        return torch.einsum("nthd,de->nthe", net.wide(x).unflatten(2, (3, 4)), net.table).flatten(2)
+
+    prepared = prepared64(token_net(body, out=15, wide=nn.Linear(6, 12), table=parameter(4, 5)), tokens())
+    found = [
+        member.indices
+        for group in prepared.graph.groups
+        for member in group.members
+        if group.pinned is None and (member.name, member.dim) == ("wide.weight", 0)
+    ]
+    assert sorted(found) == [(i, i + 4, i + 8) for i in range(4)]
+
+
+def scanned(net: Any, x: Tensor) -> Tensor:
+    """A recurrence over tokens whose results are written into a value, one by one."""
+    y, state = net.wide(x), torch.zeros_like(net.wide(x)[:, 0])
+    result = torch.zeros_like(y)
+    for place in range(y.shape[1]):
+        state = torch.tanh(state * net.decay) + y[:, place]
+        result[:, place] = state
+    return result
+
+
+def shifted(net: Any, x: Tensor) -> Tensor:
+    """Like it, over what was there before."""
+    y = net.wide(x)
+    result = y.relu()
+    result[:, 1:] = y[:, :-1] * net.decay
+    return result
+
+
+@pytest.mark.parametrize("body", [scanned, shifted])
+def test_values_written_token_by_token(body: Callable[[Any, Tensor], Tensor]) -> None:
+    net = token_net(body, out=9, wide=nn.Linear(6, 9), decay=parameter(9))
+    prepared = prepared64(net, tokens())
+    assert len([group for group in prepared.graph.groups if group.pinned is None]) == 6 + 9
+    prepared.zero_(choose(prepared, 1))
+    x = double(tokens())
+    assert gap(run(prepared.model, x), run(geta.finish(prepared).model, x)) <= 1e-10
+
+
+def test_what_is_written_must_be_zero_too() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        result = net.wide(x).relu()
+        result[:, 0] = torch.sigmoid(result[:, 1])
+        return result
+
+    prepared = prepared64(token_net(body, out=9, wide=nn.Linear(6, 9)), tokens())
+    reasons = {group.pinned for group in prepared.graph.groups if group.pinned}
+    assert any(reason.startswith("is not exactly zero where it is consumed") for reason in reasons)
+    assert prepared.num_prunable == 6
+
+
+def test_concatenation_under_its_other_names() -> None:
+    for join in (torch.cat, torch.concat, torch.concatenate):
+
+        def body(net: Any, x: Tensor, join: Callable[..., Tensor] = join) -> Tensor:
+            return join([net.left(x), net.right(x)], -1)
+
+        prepared = prepared64(token_net(body, out=9, left=nn.Linear(6, 4), right=nn.Linear(6, 5)), tokens())
+        assert prepared.num_prunable == 6 + 9
+
+
+def test_a_size_that_values_decide_is_a_clear_error() -> None:
+    def body(net: Any, x: Tensor) -> Tensor:
+        counts = (x[..., 0] > 0).sum(1)
+        first, second = torch.split(x.flatten(0, 1), [int(counts.sum()), x.shape[0] * 7 - int(counts.sum())])
+        return torch.cat([net.one(first), net.two(second)]).unflatten(0, (-1, 7))
+
+    net = token_net(body, one=nn.Linear(6, 6), two=nn.Linear(6, 6))
+    with pytest.raises(geta.GetaError, match=r"a size in the graph .* values of a tensor|torch.export cannot trace"):
+        prepared64(net, tokens())
