@@ -27,7 +27,7 @@ from tests.zoo.family import Family
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "docs" / "records" / "architectures.jsonl"
-TIMEOUT = 90
+TIMEOUT = 300
 """Seconds of CPU time that one family may take."""
 WAIT = 10
 """Seconds on the clock per second of CPU time before a family is given up, however busy the machine is."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import geta_core as geta
 import geta_core.prepared
+from geta_core.graph import GroupGraph
 from geta_core.graph.rules import base
 from tests.zoo.family import Family
 
@@ -72,9 +73,10 @@ class Verdict:
     """Weights of two or more dimensions inside repeated blocks."""
     reached: int = 0
     """Those of which at least one dimension can be pruned."""
-    unreached: list[str] = field(default_factory=list)
+    unreached: dict[str, list[str]] = field(default_factory=dict)
+    """The others, with the reasons of all of their dimensions."""
     pins: dict[str, int] = field(default_factory=dict)
-    """NothingLeftError groups by reason."""
+    """Pinned groups by reason."""
     sites: int = 0
     unquantized: int = 0
     capture_s: float = 0.0
@@ -219,9 +221,19 @@ def _describe(prepared: geta.Prepared, verdict: Verdict) -> None:
         if len(shape) > 1 and min(shape) > 1 and re.search(r"\.\d+\.", f".{name}"):
             verdict.layers += 1
             if rest == shape.numel():
-                verdict.unreached.append(name)
+                verdict.unreached[name] = _why(graph, name)
             else:
                 verdict.reached += 1
+
+
+def _why(graph: GroupGraph, name: str) -> list[str]:
+    """Why no index of a tensor can be removed, without the places."""
+    found: set[str] = set()
+    for slot in graph.first.space.slots.values():
+        if slot.name == name:
+            parts = graph.component[slot.offset : slot.offset + slot.size].unique().tolist()
+            found.update(plain(graph.reasons.get(part, "is not zeroed as a whole")) for part in parts)
+    return sorted(found)
 
 
 def entry(target: Any) -> str:

@@ -16,6 +16,10 @@ SECTIONS = {
     "case": "Graph cases",
     "net": "Diffusion, super-resolution, detection",
 }
+NORMS = ("enters a LayerNorm", "enters a GroupNorm", "enters a reduction (aten.mean", "enters the statistics")
+"""Beginnings of the reasons why a normalization pins a group; many are written out, as a mean of squares."""
+LARGE = 0.9
+"""Share of the parameters that can be pruned in a convolutional family which no normalization pins."""
 IDLE = "not run"
 """The stage of a family without a record."""
 PACKAGES = ("torch", "torchvision", "timm", "transformers")
@@ -100,6 +104,7 @@ def _summary(records: Sequence[Record]) -> str:
             f"Largest difference between zeroed and slimmed model in float64: {worst:.2g}. "
             f"In {own} of the families that passed, the model's own class was cut, float and quantized."
         )
+    lines += _unpinned([record for record in passed if record["kind"] == "cnn"])
     for kind, name in (("cnn", "convolutional families"), ("transformer", "families with attention")):
         rows = [record for record in passed if record["kind"] == kind]
         if rows:
@@ -110,6 +115,19 @@ def _summary(records: Sequence[Record]) -> str:
                 f"median prunable share {shares[len(shares) // 2]:.0%}."
             )
     return "\n".join(lines)
+
+
+def _unpinned(records: Sequence[Record]) -> list[str]:
+    """Convolutional families that no normalization pins, by their prunable share."""
+    free = [record for record in records if not any(reason.startswith(NORMS) for reason in record["pins"])]
+    if not free:
+        return []
+    less = [f"{record['family']} ({_share(record):.0%})" for record in free if _share(record) < LARGE]
+    return [
+        f"Of {len(free)} convolutional families that passed and have no group pinned by a normalization, "
+        f"{len(free) - len(less)} can lose {LARGE:.0%} of their parameters or more"
+        + (f"; not so {', '.join(less)}." if less else ".")
+    ]
 
 
 def _environment(records: Sequence[Record]) -> str:
@@ -152,15 +170,21 @@ def _unreached(records: Iterable[Record]) -> str:
     lines = [
         "## Layers that cannot be pruned",
         "",
-        "Weights inside repeated blocks without any prunable dimension, in families that passed.",
+        "Weights inside repeated blocks without any prunable dimension, in families that passed, and why: what holds",
+        "for at least one dimension of one of them. A normalization that reduces over a dimension changes when an",
+        "index of it goes, zero or not; what a weight takes from the inputs or gives to the outputs has to stay, as",
+        "have the positions of its window.",
         "",
-        "| family | layers | which |",
-        "|---|---|---|",
+        "| family | layers | which | why |",
+        "|---|---|---|---|",
     ]
     for record in rows:
-        names, count = record["unreached"], len(record["unreached"])
+        names, count = list(record["unreached"]), len(record["unreached"])
         more = f" and {count - 4} more" if count > 4 else ""
-        lines.append(f"| {record['family']} | {count} of {record['layers']} | `{'`, `'.join(names[:4])}`{more} |")
+        given = record["unreached"].values() if isinstance(record["unreached"], dict) else ()
+        why = "; ".join(sorted({reason for reasons in given for reason in reasons}))
+        which = f"`{'`, `'.join(names[:4])}`{more}"
+        lines.append(f"| {record['family']} | {count} of {record['layers']} | {which} | {_cell(why)} |")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from tests.zoo.family import VOCABULARY, Family, Kind, token_ids
 
@@ -70,9 +71,18 @@ def builder(kind: str, changes: dict[str, Any], head: str, options: dict[str, An
         import transformers
 
         model: nn.Module = getattr(transformers, head).from_config(configuration(kind, changes), **options)
-        return model
+        return unparametrized(model)
 
     return build
+
+
+def unparametrized(model: nn.Module) -> nn.Module:
+    """Make weights that are computed (by weight norm) plain parameters, as ``prepare`` asks for with quantizers."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)
+    return model
 
 
 def ids(batch: int, length: int | None) -> dict[str, Any]:
@@ -90,6 +100,13 @@ def masked(batch: int, length: int | None) -> dict[str, Any]:
 def pair(batch: int, length: int | None) -> dict[str, Any]:
     """Token ids for the encoder, and fewer for the decoder."""
     return {"input_ids": token_ids(batch, length), "decoder_input_ids": token_ids(batch, (length or 8) - 2)}
+
+
+def masked_pair(batch: int, length: int | None) -> dict[str, Any]:
+    """The same with masks, which some models cannot make themselves while they are traced."""
+    given = pair(batch, length)
+    masks = {"attention_mask": given["input_ids"], "decoder_attention_mask": given["decoder_input_ids"]}
+    return {**given, **{name: torch.ones_like(tokens) for name, tokens in masks.items()}}
 
 
 def pixels(side: int) -> Callable[[int, int | None], Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.zoo.families.huggingface import family, ids, masked, pair
+from tests.zoo.families.huggingface import family, ids, masked, masked_pair, pair
 from tests.zoo.family import Family
 
 LENGTHS = (8, 11)
@@ -157,6 +157,8 @@ HEADS = {
     "t5": "AutoModelForSeq2SeqLM",
 }
 """Families that are built with their language head; all but Llama's shares its weight with the embedding."""
+PAIRED = {"fsmt": masked_pair, "longt5": masked_pair, "switch_transformers": masked_pair}
+"""Families that must be given masks."""
 BATCHED = {"experts_implementation": "batched_mm"}
 """The default is a grouped product, which exists in single precision only."""
 
@@ -164,6 +166,6 @@ BATCHED = {"experts_implementation": "batched_mm"}
 def families() -> Iterator[Family]:
     """Every language model."""
     for kind, changes in {**ENCODERS, **DECODERS, **EXPERTS, **STATES, **PAIRS}.items():
-        inputs = masked if kind in ENCODERS and kind != "fnet" else pair if kind in PAIRS else ids
+        inputs = masked if kind in ENCODERS and kind != "fnet" else PAIRED.get(kind, pair) if kind in PAIRS else ids
         options = BATCHED if kind in EXPERTS or kind == "jamba" else {}
         yield family(kind, inputs, changes, head=HEADS.get(kind, "AutoModel"), options=options, lengths=LENGTHS)

@@ -92,6 +92,9 @@ VISION: dict[str, tuple[Kind, int, dict[str, Any]]] = {
     "yolos": ("transformer", 32, {"image_size": [32, 32], "num_detection_tokens": 5}),
 }
 
+CLASSIFIERS = {"textnet": "AutoModelForImageClassification"}
+"""Families that are built with their head: most of their channels are features of the last stage."""
+
 WAVE = {
     "conv_dim": [16, 16],
     "conv_stride": [5, 4],
@@ -180,7 +183,7 @@ OTHERS: dict[str, tuple[Callable[[int, int | None], Any], dict[str, Any], tuple[
 def families() -> Iterator[Family]:
     """Every model that sees or hears."""
     for kind, (group, side, changes) in VISION.items():
-        yield family(kind, pixels(side), changes, group=group)
+        yield family(kind, pixels(side), changes, group=group, head=CLASSIFIERS.get(kind, "AutoModel"))
     for kind, changes in WAVES.items():
         yield family(kind, _wave, {**WAVE, **changes})
     for kind, changes in BOTH.items():
