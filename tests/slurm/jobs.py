@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestration.compose import compose
@@ -13,9 +14,12 @@ from orchestration.launchers.requeue import saved_step
 from orchestration.launchers.slurm import Submission
 from orchestration.standing import Standing, standings
 from tests.orchestration.small import small, start
+from tests.slurm.nets import GATE
 
 LIMIT = 240.0
 """Seconds that a run may take on a loaded machine, waits in the queue included."""
+NET = "tests.slurm.nets:slow"
+CLUSTER = Path(__file__).parent / "cluster"
 LAUNCHER = ("launcher=slurm", "launcher.mem_gb=2", "launcher.timeout_min=15", "launcher.signal_s=30")
 
 
@@ -25,6 +29,26 @@ def config(output: Path, *more: str) -> Config:
     if any(":" in value for value in more if value.startswith("model=")):  # a net of the test's own has no width
         values.remove("model.width=6")
     return compose(values)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The file that keeps a run slow."""
+
+    path: Path
+
+    def values(self, *more: str) -> list[str]:
+        """Return the arguments of a run that this gate slows down; it takes two minutes if nobody opens it."""
+        values = ("run.steps=120", "run.checkpoint_every=5", "method.activation_bits=[4,8]", f"model={NET}")
+        return [*values, f"launcher.setup=['export {GATE}={self.path}']", *more]
+
+    def close(self) -> None:
+        """Make runs slow."""
+        self.path.touch()
+
+    def open(self) -> None:
+        """Let them go on at full speed."""
+        self.path.unlink(missing_ok=True)
 
 
 def run_here(resolved: Path, output: Path) -> None:
@@ -65,6 +89,21 @@ def starts(run: Submission) -> int:
     """Return how often the job has begun."""
     path = run.directory / "launcher" / "worker-0.log"
     return path.read_text().count("--- job ") if path.exists() else 0
+
+
+def cluster(*command: str) -> None:
+    """Do something to the cluster itself: cut, mend, kill or start a node."""
+    subprocess.run([str(CLUSTER), *command], check=True, timeout=60)
+
+
+def nodes_of(run: Submission) -> list[str]:
+    """Return the nodes on which a job runs."""
+    return slurm("squeue", "-h", "-j", str(run.job), "-o", "%N").split()
+
+
+def all_nodes_up() -> bool:
+    """Whether both nodes take jobs."""
+    return len(slurm("sinfo", "-h", "-p", "main", "-N", "-t", "idle,alloc,mix", "-o", "%N").split()) == 2
 
 
 def slurm(*command: str) -> str:

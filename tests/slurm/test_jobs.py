@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -44,12 +43,6 @@ class Net(nn.Sequential):
 
 def build(num_classes: int = 10):
     return Net(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes))
-"""
-SLEEPY = """\
-import time
-
-def build():
-    time.sleep(600)
 """
 
 
@@ -121,44 +114,7 @@ def test_cancelled_while_it_waits_and_while_it_runs(tmp_runs: Path, capsys: pyte
     assert "none of these runs has a job that waits or runs" in capsys.readouterr().err
 
 
-def test_interrupted_jobs_equal_the_uninterrupted_one(tmp_runs: Path) -> None:
-    kinds = ("whole", "warned", "terminated", "requeued")
-    values = ("run.steps=60", "run.checkpoint_every=4", "method.activation_bits=[4,8]", "launcher.cpus_per_task=1")
-    runs = {kind: submit(config(tmp_runs / kind, *values)) for kind in kinds}
-    for kind, command in {
-        "warned": ("scancel", "--signal=USR2"),  # as Slurm does before the time limit, and for a preemption
-        "terminated": ("scancel", "--signal=TERM"),
-        "requeued": ("scontrol", "requeue"),  # by an administrator, or after the death of a node: no warning
-    }.items():
-        until_saved(runs[kind])
-        slurm(*command, str(runs[kind].job))
-    for run in runs.values():
-        wait(RunDirectory(run.directory))
-    whole = outcome(runs["whole"].directory)
-    for kind, run in runs.items():
-        assert starts(run) == (1 if kind == "whole" else 2), kind
-        assert differences(whole, outcome(run.directory)) == [], kind
-    told = {kind: json.loads((run.directory / "launcher" / "attempts.json").read_text()) for kind, run in runs.items()}
-    reasons = {kind: [each["reason"] for each in value["attempts"]] for kind, value in told.items()}
-    assert reasons == {
-        "whole": [],
-        "warned": ["Slurm warned of the time limit or of a preemption"],
-        "terminated": ["Slurm asked the job to end"],
-        "requeued": ["Slurm ended the job and started it again"],
-    }
-
-
-def test_a_run_that_gets_nowhere_is_not_requeued_for_ever(tmp_runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "slurm_test_sleepy.py").write_text(SLEEPY)
-    run = submit(config(tmp_runs / "sleepy", "model=slurm_test_sleepy:build"))
-    for number in (1, 2):
-        until(lambda number=number: starts(run) == number, f"start {number}")  # type: ignore[misc]
-        slurm("scontrol", "requeue", str(run.job))
-    with pytest.raises(GetaError, match=r"no progress in 2 attempts: each ended at step 0.* Slurm ended the job"):
-        wait(RunDirectory(run.directory))
-    assert starts(run) == 3
-
-
+@pytest.mark.long
 def test_an_array_of_eight(tmp_runs: Path) -> None:
     values = ("method=dense", "run.steps=4", "launcher.array_parallelism=4")
     runs = submit_many([config(tmp_runs / f"s{seed}", *values, f"run.seed={seed}") for seed in range(8)])
