@@ -116,7 +116,12 @@ def _configuration() -> Iterator[Finding]:
     remedy = (
         "" if good else ": preempted jobs do not come back by themselves; repeat the command, or use another partition"
     )
-    yield Finding("preemption", "ok" if good else "note", f"PreemptMode={mode}{remedy}")
+    warns = mode == "OFF" or "preempt_send_user_signal" in values.get("SlurmctldParameters", "")
+    if good and not warns:
+        remedy = (
+            ": without SlurmctldParameters=preempt_send_user_signal preempted jobs go on from their last checkpoint"
+        )
+    yield Finding("preemption", "ok" if good and warns else "note", f"PreemptMode={mode}{remedy}")
     kill = int((re.match(r"\d+", values.get("KillWait", "0")) or ["0"])[0])
     yield Finding("KillWait", "ok", f"{kill} s from SIGTERM to SIGKILL; a step and a checkpoint should take less")
 
@@ -211,6 +216,10 @@ def _seen(report: dict[str, Any], settings: LauncherSettings) -> Iterator[Findin
     yield judged(
         "ports", report["ports"] > PORTS // 2, f"{report['ports']} of {PORTS} free", "Ray needs a block", "note"
     )
+    address = str(report["address"])
+    remedy = "jobs of several nodes need NodeAddr in slurm.conf, or a name of the node, that is no loopback address"
+    severity: Verdict = "fix" if settings.nodes > 1 else "note"
+    yield judged("address", not address.startswith("error:"), address, remedy, severity)
     yield judged(
         "CPUs", report["cpus"] >= settings.cpus_per_task, f"{report['cpus']}", "fewer than cpus_per_task", "note"
     )

@@ -16,6 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from geta_core.errors import GetaError
+from orchestration.launchers.slurm_job import node
+from orchestration.launchers.slurm_network import FIRST_PORT, own_address
 from orchestration.signals import stop_requests
 
 HELLO, LOCKED, NODE, SIGNAL, AGAIN = "hello", "locked", "node.json", "signal.json", "again.json"
@@ -71,6 +74,7 @@ def look_around(folder: Path, gpus: bool) -> dict[str, Any]:
         "tmp": _tried(lambda: shutil.disk_usage(tempfile.gettempdir()).free),
         "shm": _tried(lambda: shutil.disk_usage("/dev/shm").free),
         "ports": free_ports(),
+        "address": _tried(lambda: own_address(node())),
         "cpus": len(os.sched_getaffinity(0)),
         "gpus": _tried(_gpus) if gpus else 0,
     }
@@ -95,7 +99,7 @@ def rename_over(path: Path) -> bool:
     return path.read_text() == "new"
 
 
-def free_ports(first: int = 20000) -> int:
+def free_ports(first: int = FIRST_PORT) -> int:
     """Return how many ports of a block can be listened on."""
     free = 0
     for port in range(first, first + PORTS):
@@ -120,5 +124,5 @@ def _tried(look: Callable[[], Any]) -> Any:
     """Return what a look gives, or the error as a text that begins with "error:"."""
     try:
         return look()
-    except (OSError, ImportError, RuntimeError) as error:  # what went wrong is the finding
+    except (OSError, ImportError, RuntimeError, GetaError) as error:  # what went wrong is the finding
         return f"error: {type(error).__name__}: {error}"

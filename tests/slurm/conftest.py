@@ -13,7 +13,7 @@ import pytest
 
 from orchestration.launchers import scheduler
 from orchestration.launchers.slurm_job import RECORD
-from tests.slurm.jobs import Gate, all_nodes_up, cluster, until
+from tests.slurm.jobs import Gate, all_nodes_up, cluster, is_up, until
 
 
 @pytest.fixture(autouse=True)
@@ -49,5 +49,7 @@ def fragile() -> Iterator[None]:
     yield
     for number in ("1", "2"):
         cluster("mend", number)
+        if not is_up(f"node{number}"):  # Slurm asks a node that was away only now and then; a new slurmd reports itself
+            cluster("kill", number)
         cluster("start", number)
     until(all_nodes_up, "both nodes take jobs again", 120)

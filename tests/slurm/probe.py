@@ -36,8 +36,7 @@ def listeners(job: str) -> list[Listener]:
             bound, _, port = line.split()[3].rpartition(":")
             for pid in re.findall(r"pid=(\d+)", line):
                 if belongs(int(pid), job):
-                    title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                    found.append(Listener(node, bound, int(port), title, int(pid)))
+                    found.append(Listener(node, bound, int(port), title(int(pid)), int(pid)))
     return found
 
 
@@ -48,6 +47,20 @@ def belongs(pid: int, job: str) -> bool:
     except psutil.NoSuchProcess:
         return False
     return any(f"{MARK}={job}-" in environment(each.pid) for each in chain)
+
+
+def of_job(job: str) -> list[int]:
+    """Return the living processes that belong to a job's Ray."""
+    alive = [pid for pid in psutil.pids() if title(pid)]  # what has ended and waits for its parent has none
+    return [pid for pid in alive if belongs(pid, job)]
+
+
+def title(pid: int) -> str:
+    """Return what a process shows as its command; nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return ""
 
 
 def environment(pid: int) -> str:

@@ -20,7 +20,7 @@ def test_a_cluster_in_order(tmp_runs: Path, capsys: pytest.CaptureFixture[str], 
     assert code == 0, shown
     verdicts = {line[6:].partition(":")[0]: line[:4].strip() for line in shown.splitlines()[:-1]}
     checks = ("commands", "controller", "accounting", "partition", "submission", "shared folder", "rename, fsync")
-    for what in (*checks, "locks", "Python", "torch", "signals", "requeue"):
+    for what in (*checks, "locks", "address", "Python", "torch", "signals", "requeue"):
         assert verdicts[what] == "ok", (what, shown)
     assert "signal 12 arrived" in shown and ("limit 120 s" in shown) is not quick
     assert "the job started again after" in shown

@@ -36,6 +36,7 @@ from tests.slurm.jobs import (
     until,
     until_saved,
 )
+from tests.slurm.probe import of_job
 
 pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(1200)]
 
@@ -73,11 +74,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(folder / "run")
 
 
-def of_job(job: str) -> list[psutil.Process]:
-    """Return the living processes that belong to a job's Ray."""
-    return [each for each in psutil.process_iter() if probe.belongs(each.pid, job)]
-
-
 def refuses(found: probe.Listener, token: str) -> None:
     """Fail unless one of Ray's services refuses callers without the token or with another, and serves the right one."""
     host = probe.ADDRESSES[found.node]
@@ -102,13 +98,13 @@ def test_two_nodes(tmp_runs: Path, gate: Gate, pair: dict[str, Any]) -> None:
     found = probe.listeners(job)
     tokens = {
         line.partition("=")[2]
-        for each in of_job(job)
-        for line in probe.environment(each.pid).splitlines()
+        for pid in of_job(job)
+        for line in probe.environment(pid).splitlines()
         if line.startswith("RAY_AUTH_TOKEN=")
     }
     assert len(tokens) == 1
     (token,) = tokens
-    titles = [" ".join(each.cmdline()) for each in psutil.process_iter() if each.is_running()]
+    titles = [probe.title(pid) for pid in psutil.pids()]
 
     # torch's store and gloo listen on the one address that the nodes share, in the worker's process.
     own = [each for each in found if each.bound != "*" and "RayTrainWorker" in each.title]
@@ -146,8 +142,8 @@ def test_a_failure_on_several_nodes_comes_back_with_its_traceback(tmp_runs: Path
 
 def kill(run: Submission, title: str) -> None:
     """Kill one of a job's processes."""
-    victims = [each for each in of_job(str(run.job)) if title in " ".join(each.cmdline())]
-    os.kill(victims[-1].pid, signal.SIGKILL)
+    victims = [pid for pid in of_job(str(run.job)) if title in probe.title(pid)]
+    os.kill(victims[-1], signal.SIGKILL)
 
 
 def requeued(run: Submission) -> None:
