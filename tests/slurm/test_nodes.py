@@ -132,7 +132,8 @@ def test_two_nodes(tmp_runs: Path, gate: Gate, pair: dict[str, Any]) -> None:
     assert holders == []
 
 
-def test_a_failure_on_several_nodes_comes_back_with_its_traceback(tmp_runs: Path, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_failure_of_one_of_two_workers_comes_back_with_its_traceback(tmp_runs: Path, tmp_path: Path) -> None:
     (tmp_path / "slurm_test_broken_pair.py").write_text(BROKEN)
     run = submit(config(tmp_runs / "broken", "model=slurm_test_broken_pair:build", *ONE_NODE))
     with pytest.raises(GetaError, match="boom on a worker"):
