@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
 from geta_core.errors import GetaError
+from geta_core.graph.composites import write_out
 from geta_core.graph.inline import inline_regions
 
 
@@ -152,6 +153,11 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Capture:
     Raises:
         GetaError: if the forward fails on the example, or torch.export cannot trace it.
     """
+    return read(model, exported(model, inputs))
+
+
+def exported(model: nn.Module, inputs: ExampleInputs) -> ExportedProgram:
+    """torch.export's own part of ``capture``."""
     with restored_modes(model):
         model.eval()
         try:
@@ -161,14 +167,19 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Capture:
             raise GetaError(f"the model's forward fails on the example inputs: {first_line(error)}") from error
         try:
             with traced_anew(model):
-                program = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+                return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
         except Exception as error:
             raise GetaError(
                 f"torch.export cannot trace the model: {first_line(error)}; a forward must not branch on values of "
                 "tensors or turn them into Python numbers (use torch.where, masks, or a sub-module that is prepared "
                 "by itself)"
             ) from error
+
+
+def read(model: nn.Module, program: ExportedProgram) -> Capture:
+    """The other part: regions and composite operations are written out, tensors get the model's names."""
     inline_regions(program)
+    write_out(program)
     program.graph_module.graph.eliminate_dead_code()
     return _named(model, program)
 

@@ -163,6 +163,12 @@ class Dependencies:
             self.values[node] = ()
             return
         value = rule_for(node).labels(self, node)
+        several = isinstance(node.meta["val"], (list, tuple))
+        if value and several != isinstance(value, list):
+            wanted = "a list with the layers of each result" if several else "the layers of its one result"
+            raise GetaError(
+                f"the rule of {node.target} must return {wanted}, but it returned {value!r}, in {where(node)}"
+            )
         self.values[node] = list(map(self._settled, value)) if isinstance(value, list) else self._settled(value)
         schema = getattr(node.target, "_schema", None)
         if schema is not None:

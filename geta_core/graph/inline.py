@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -37,8 +38,8 @@ def _inline(module: fx.GraphModule, plain: set[str]) -> None:
         _inline(inner, set())
         with graph.inserting_before(node):
             given = [_detached(graph, value, plain) if stops else value for value in arguments]
-            results = _copied(graph, inner, given)
-        _replace(node, results)
+            results = copied(graph, inner, given)
+        replace(node, results)
     graph.eliminate_dead_code(is_impure_node=lambda node: not _unused_body(node))
     graph.lint()
     module.recompile()
@@ -64,8 +65,17 @@ def _detached(graph: fx.Graph, value: Any, plain: set[str]) -> Any:
     return node
 
 
-def _copied(graph: fx.Graph, inner: fx.GraphModule, arguments: list[Any]) -> Any:
-    """Copy the nodes of a subgraph to the insertion point; returns what it returned."""
+def copied(
+    graph: fx.Graph, inner: fx.GraphModule, arguments: Sequence[Any], place: dict[str, Any] | None = None
+) -> Any:
+    """Copy the nodes of a subgraph to the insertion point; returns what it returned.
+
+    Args:
+        graph: what is copied into.
+        inner: what is copied.
+        arguments: in the place of its inputs.
+        place: what the nodes say of where they come from, beside their own values.
+    """
     known: dict[fx.Node, Any] = {}
     given = iter(arguments)
     for node in inner.graph.nodes:
@@ -74,15 +84,20 @@ def _copied(graph: fx.Graph, inner: fx.GraphModule, arguments: list[Any]) -> Any
         elif node.op == "output":
             return fx.node.map_arg(node.args[0], known.__getitem__)
         else:
-            known[node] = graph.node_copy(node, known.__getitem__)
+            known[node] = new = graph.node_copy(node, known.__getitem__)
+            if place is not None:
+                new.meta = {**place, "val": node.meta.get("val")}
     return ()
 
 
-def _replace(node: fx.Node, results: Any) -> None:
-    """Let the users of a call read the inlined results; a tuple is read item by item."""
-    for user in list(node.users):
-        user.replace_all_uses_with(results[cast(int, user.args[1])])
-        user.graph.erase_node(user)
+def replace(node: fx.Node, results: Any) -> None:
+    """Let the users of a call read other nodes; a tuple is read item by item."""
+    if isinstance(results, fx.Node):
+        node.replace_all_uses_with(results)
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(results[cast(int, user.args[1])])
+            user.graph.erase_node(user)
     node.graph.erase_node(node)
 
 

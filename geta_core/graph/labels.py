@@ -156,7 +156,7 @@ def tidy(layers: Iterable[Tensor]) -> Layers:
     """Collapse layers, and drop those without any label and exact repeats."""
     kept: list[Tensor] = []
     for layer in map(collapse, layers):
-        if bool((layer >= 0).any()) and not any(layer.shape == k.shape and bool((layer == k).all()) for k in kept):
+        if bool((layer != -1).any()) and not any(layer.shape == k.shape and bool((layer == k).all()) for k in kept):
             kept.append(layer)
     return tuple(kept)
 

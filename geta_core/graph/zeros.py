@@ -38,6 +38,8 @@ class Zeros:
         """Components that may not be removed, with the reason."""
         self.numbers: dict[fx.Node, Tensor | None] = {}
         """Single numbers that come from buffers and constants alone."""
+        self.written = _written(self.capture.graph)
+        """Values that are written in place, and everything that shares their memory."""
         self._labels: dict[fx.Node, Layers] = {}
 
     def zeros(self, value: Any) -> Layers:
@@ -132,6 +134,22 @@ class Zeros:
                 if not varying(spread) & eliminated:
                     passing.append(from_letters(spread, out))
         return tidy(passing)
+
+
+def _written(graph: fx.Graph) -> set[fx.Node]:
+    roots: dict[fx.Node, fx.Node] = {}
+    written = set()
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if node.op != "call_function" or not isinstance(source, fx.Node):
+            continue
+        schema = getattr(node.target, "_schema", None)
+        alias = schema.arguments[0].alias_info if schema is not None and schema.arguments else None
+        if alias is not None or schema is None:
+            roots[node] = roots.get(source, source)
+        if schema is not None and schema.is_mutable:
+            written.add(roots[node] if alias is not None else source)
+    return {node for node in graph.nodes if roots.get(node, node) in written}
 
 
 def _ranked(node: fx.Node, value: Value) -> Value:

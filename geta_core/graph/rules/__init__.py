@@ -13,6 +13,7 @@ def install_all() -> None:
         along,
         composed,
         contraction,
+        extremes,
         norms,
         pointwise,
         quantizers,
@@ -22,6 +23,18 @@ def install_all() -> None:
         windows,
     )
 
-    parts = (pointwise, contraction, views, norms, reductions, along, windows, recurrent, quantizers, composed)
+    parts = (
+        pointwise,
+        contraction,
+        views,
+        norms,
+        reductions,
+        extremes,
+        along,
+        windows,
+        recurrent,
+        quantizers,
+        composed,
+    )
     for module in parts:
         module.install()

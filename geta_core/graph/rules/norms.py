@@ -134,9 +134,20 @@ def _group_norm_zeros(ctx: Zeros, node: fx.Node) -> Layers:
     return _affine_zeros(ctx, tuple(whole), argument(node, 2, "weight"), argument(node, 3, "bias"), rank - 2)
 
 
+def _alone(rule: Rule) -> Rule:
+    """The rule of a norm that also returns what it saves for its backward pass, which here is nothing."""
+
+    def first(of: Any) -> Any:
+        return lambda ctx, node: [of(ctx, node), *[()] * (len(node.meta["val"]) - 1)]
+
+    return Rule(first(rule.labels), first(rule.zeros))
+
+
 def install() -> None:
     """Enter the rules of this file."""
-    add([aten.batch_norm, aten._native_batch_norm_legit_no_training], Rule(_channel_norm_labels, _batch_norm_zeros))
+    batch_norm = Rule(_channel_norm_labels, _batch_norm_zeros)
+    add([aten.batch_norm], batch_norm)
+    add([aten._native_batch_norm_legit_no_training], _alone(batch_norm))
     add([aten.instance_norm], Rule(_channel_norm_labels, _instance_norm_zeros))
     add([aten.layer_norm], Rule(_trailing_labels(2), _trailing_zeros(biased=True)))
     add([aten.rms_norm], Rule(_trailing_labels(2), _trailing_zeros(biased=False)))

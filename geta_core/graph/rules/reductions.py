@@ -19,7 +19,7 @@ from geta_core.graph.zeros import Zeros
 aten = torch.ops.aten
 
 
-def _dims(node: fx.Node) -> frozenset[int]:
+def reduced_dims(node: fx.Node) -> frozenset[int]:
     """Dimensions that a reduction removes; all of them if none is named."""
     rank = len(shape_of(node.args[0]))
     packet = node.target.overloadpacket  # type: ignore[union-attr]
@@ -40,9 +40,9 @@ def _reduced(layer: Tensor, node: fx.Node, dims: frozenset[int]) -> Tensor:
     return layer if kept else layer.reshape([size for dim, size in enumerate(layer.shape) if dim not in dims])
 
 
-def _sum_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+def sum_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     """A sum over removable indices eliminates them: allowed where they are exactly zero."""
-    dims = _dims(node)
+    dims = reduced_dims(node)
     found = []
     for layer in ctx.layers(node.args[0]):
         inner, outer = varying(layer) & dims, varying(layer) - dims
@@ -54,23 +54,26 @@ def _sum_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     return tidy(found)
 
 
-def _sum_zeros(ctx: Zeros, node: fx.Node) -> Layers:
-    dims = _dims(node)
+def sum_zeros(ctx: Zeros, node: fx.Node) -> Layers:
+    """What is summed away has to be zero; what stays is zero where all of its summands are."""
+    dims = reduced_dims(node)
     letters = tuple(range(len(shape_of(node.args[0]))))
     ctx.require_zero(node, [(node.args[0], ctx.first.operand(node.args[0], letters))], dims)
     return tidy(_reduced(layer, node, dims) for layer in ctx.zeros(node.args[0]) if not varying(layer) & dims)
 
 
-def _statistic_labels(ctx: Dependencies, node: fx.Node) -> Value:
-    dims = _dims(node)
+def statistic_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    """A number of several values changes with what it is taken over: parts of it stay."""
+    dims = reduced_dims(node)
     layers = statistic(ctx, node, ctx.layers(node.args[0]), dims, f"a reduction ({node.target})")
     found = tidy(_reduced(layer, node, dims) for layer in layers if not varying(layer) & dims)
     value = node.meta["val"]
     return [found] * len(value) if isinstance(value, (list, tuple)) else found
 
 
-def _passing_zeros(ctx: Zeros, node: fx.Node) -> Value:
-    dims = _dims(node)
+def passing_zeros(ctx: Zeros, node: fx.Node) -> Value:
+    """Zero where all values that are reduced are."""
+    dims = reduced_dims(node)
     found = tidy(_reduced(layer, node, dims) for layer in ctx.zeros(node.args[0]) if not varying(layer) & dims)
     value = node.meta["val"]
     if not isinstance(value, (list, tuple)):
@@ -79,60 +82,27 @@ def _passing_zeros(ctx: Zeros, node: fx.Node) -> Value:
     return [found if part.dtype == value[0].dtype else () for part in value]
 
 
-def _is_size(node: Any) -> bool:
-    """Whether a value is an absolute value, seen through moves: it has no negative elements."""
-    while isinstance(node, fx.Node) and node.op == "call_function":
-        packet = getattr(node.target, "overloadpacket", None)
-        if packet in (aten.abs, aten.abs_, aten.square, aten.relu, aten.relu_):
-            return True
-        if packet not in (aten.view, aten.reshape, aten.flatten, aten.permute, aten.transpose, aten.contiguous, *_SAME):
-            return False
-        node = node.args[0]
-    return False
-
-
-_SAME = (aten.detach, aten.detach_, aten.alias, aten.clone, aten.to)
-
-
-def _largest_labels(ctx: Dependencies, node: fx.Node) -> Value:
-    """Zeros do not change the largest of sizes: they may go, like those of a sum.
-
-    In the largest of a weight, what is removed is zeroed as well, also where the weight reads it.
-    """
-    if not _is_size(node.args[0]):
-        return _statistic_labels(ctx, node)
-    if node not in ctx.capture.data:
-        ctx.passed += [layer[layer >= 0] for layer in ctx.layers(node.args[0])]
-    return results(node, _sum_labels(ctx, node))
-
-
-def _largest_zeros(ctx: Zeros, node: fx.Node) -> Value:
-    found = _sum_zeros(ctx, node) if _is_size(node.args[0]) else ()
-    value = node.meta["val"]
-    return [found, *[()] * (len(value) - 1)] if isinstance(value, (list, tuple)) else found
-
-
 _NORMS = (aten.linalg_vector_norm, aten.linalg_norm)
 
 
 def _norm_labels(ctx: Dependencies, node: fx.Node) -> Value:
     """Zeros add nothing to a norm of positive order; one of negative order is a minimum, one of a matrix is neither."""
-    return _sum_labels(ctx, node) if _adds(node) else _statistic_labels(ctx, node)
+    return sum_labels(ctx, node) if _adds(node) else statistic_labels(ctx, node)
 
 
 def _norm_zeros(ctx: Zeros, node: fx.Node) -> Value:
-    return _sum_zeros(ctx, node) if _adds(node) else _passing_zeros(ctx, node)
+    return sum_zeros(ctx, node) if _adds(node) else passing_zeros(ctx, node)
 
 
 def _adds(node: fx.Node) -> bool:
     """Whether a norm is that of a vector, and of an order that is not negative; without an order it is the length."""
     order = argument(node, 1, "ord")
-    matrix = node.target.overloadpacket is aten.linalg_norm and len(_dims(node)) > 1  # type: ignore[union-attr]
+    matrix = node.target.overloadpacket is aten.linalg_norm and len(reduced_dims(node)) > 1  # type: ignore[union-attr]
     return order is None or (not isinstance(order, str) and not matrix and float(order) >= 0)
 
 
 def _softmax_labels(ctx: Dependencies, node: fx.Node) -> Layers:
-    dims = _dims(node)
+    dims = reduced_dims(node)
     kept = []
     for layer in ctx.layers(node.args[0]):
         inner = varying(layer) & dims
@@ -306,11 +276,9 @@ _POOLS: dict[int, list[Any]] = {
 
 def install() -> None:
     """Enter the rules of this file."""
-    add([aten.sum], Rule(_sum_labels, _sum_zeros))
+    add([aten.sum], Rule(sum_labels, sum_zeros))
     means: Sequence[Any] = [
         aten.mean,
-        aten.amin,
-        aten.min,
         aten.var,
         aten.std,
         aten.var_mean,
@@ -323,11 +291,9 @@ def install() -> None:
         aten.argmax,
         aten.argmin,
         aten.kthvalue,
-        aten.aminmax,
     ]
-    add([aten.amax, aten.max], Rule(_largest_labels, _largest_zeros))
-    add(means, Rule(_statistic_labels, _passing_zeros))
-    add([aten.logsumexp], Rule(_statistic_labels, _no_zeros))
+    add(means, Rule(statistic_labels, passing_zeros))
+    add([aten.logsumexp], Rule(statistic_labels, _no_zeros))
     add(_NORMS, Rule(_norm_labels, _norm_zeros))
     add([aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax], Rule(_softmax_labels, _no_zeros))
     for rank, ops in _POOLS.items():

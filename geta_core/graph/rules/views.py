@@ -265,7 +265,7 @@ def install() -> None:
         aten.swapdims,
         aten.mT,
     ]
-    moves += [aten.squeeze_copy, aten.numpy_T, aten.mH, aten.adjoint, aten.real, aten.imag, aten.conj, aten.rot90]
+    moves += [aten.squeeze_copy, aten.numpy_T, aten.mH, aten.adjoint, aten.rot90]
     pieces += [
         aten.unsafe_split,
         aten.unsafe_split_with_sizes,

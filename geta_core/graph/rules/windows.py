@@ -160,18 +160,18 @@ def argument_of_sizes(node: fx.Node) -> int:
     return 0 if node.target.overloadpacket in (aten.zeros, aten.ones, aten.full) else 1  # type: ignore[union-attr]
 
 
-def _fill(node: fx.Node) -> float | None:
+def fill(node: fx.Node) -> float | None:
     """The number that a call fills its result with, if it is one."""
-    packet = node.target.overloadpacket  # type: ignore[union-attr]
-    if packet in (aten.zeros, aten.new_zeros, aten.zeros_like):
+    packet: Any = getattr(node.target, "overloadpacket", None)
+    if packet in (aten.zeros, aten.new_zeros, aten.zeros_like, aten.zero, aten.zero_):
         return 0.0
-    position = {aten.full: 1, aten.new_full: 2, aten.full_like: 1}.get(packet)
+    position = {aten.full: 1, aten.new_full: 2, aten.full_like: 1, aten.fill: 1, aten.fill_: 1}.get(packet)
     value = node.args[position] if position is not None else None
     return float(value) if isinstance(value, (int, float)) else None
 
 
 def _made_zeros(ctx: Zeros, node: fx.Node) -> Layers:
-    return (torch.full([1] * len(shape_of(node)), ALWAYS),) if _fill(node) == 0 and shape_of(node) else ()
+    return (torch.full([1] * len(shape_of(node)), ALWAYS),) if fill(node) == 0 and shape_of(node) else ()
 
 
 def _like_labels(ctx: Dependencies, node: fx.Node) -> Layers:
@@ -180,6 +180,8 @@ def _like_labels(ctx: Dependencies, node: fx.Node) -> Layers:
 
 COUNTED = (aten.arange, aten.linspace, aten.logspace)
 """Operations that make a row of different numbers."""
+LIKE = (aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like)
+"""Operations that make a value of the shape of another, whose elements they do not read."""
 
 
 def install() -> None:
@@ -194,5 +196,4 @@ def install() -> None:
     makers = [aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full]
     add_factories(makers, Rule(_made_labels, _made_zeros))
     add_factories(COUNTED, Rule(_counted_labels, _nothing))
-    like = [aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like]
-    add([*like, aten.bernoulli], Rule(_like_labels, _made_zeros))
+    add([*LIKE, aten.bernoulli, aten.fill, aten.zero], Rule(_like_labels, _made_zeros))

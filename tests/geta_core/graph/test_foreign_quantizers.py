@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 import geta_core as geta
 from geta_core.prepared import Prepared
-from tests.geta_core.graph.nets import image
+from tests.geta_core.graph.nets import gap, image, run
 
 Indices = frozenset[tuple[str, int, tuple[int, ...]]]
 
@@ -182,20 +182,66 @@ def test_torchao_pt2e() -> None:
     assert_like_the_float_twin(model, quantized, image())
 
 
+class Mlp(nn.Module):
+    """Linear layers alone, which is what torchao's QAT treats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x).relu()
+        y = y + nn.functional.gelu(self.two(y))
+        result: Tensor = self.three(y)
+        return result
+
+
+def _qat_configs() -> dict[str, Any]:
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Int8DynamicActivationIntxWeightConfig
+    from torchao.quantization.granularity import PerAxis, PerRow
+    from torchao.quantization.qat import IntxFakeQuantizeConfig
+
+    rows = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerAxis(0))
+    token = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
+    weight = IntxFakeQuantizeConfig(torch.int4, "per_channel")
+    return {
+        "per token, asymmetric": {"base_config": rows},
+        "weights alone": {"weight_config": weight},
+        "inputs alone": {"activation_config": token},
+        "eight-bit numbers": {"base_config": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())},
+    }
+
+
 @pytest.mark.needs("torchao")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-def test_torchao_qat_is_refused_clearly() -> None:
-    """Its grids follow the range of the values at hand, with a zero point: no rule says that zero stays zero there."""
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
-    from torchao.quantization.granularity import PerAxis
+@pytest.mark.parametrize("name", ["per token, asymmetric", "weights alone", "inputs alone", "eight-bit numbers"])
+def test_torchao_qat(name: str) -> None:
+    """Its grids follow the range of the values at hand, and always hold zero."""
+    from torchao.quantization import quantize_
     from torchao.quantization.qat import QATConfig
 
-    quantized = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
-    base = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerAxis(0))
-    quantize_(quantized, QATConfig(base, step="prepare"))
-    assert type(quantized[0]) is not nn.Linear
-    with pytest.raises(geta.UnsupportedOpError, match=r"no dependency rule for torchao\.choose_qparams_affine"):
-        prepared(quantized, torch.randn(2, 32))
+    model, x = Mlp(), torch.randn(2, 16)
+    quantized = copy.deepcopy(model)
+    quantize_(quantized, QATConfig(step="prepare", **_qat_configs()[name]))
+    assert type(quantized.one) is not nn.Linear
+    assert gap(run(model, x), run(quantized, x)) > 1e-4, "nothing is quantized"
+    assert_like_the_float_twin(model, quantized, x)
+
+
+@pytest.mark.needs("torchao")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_torchao_qat_by_blocks_of_inputs() -> None:
+    """A step for each 16 inputs of a row: whole blocks may go, as the quantizer can only take those."""
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization.qat import QATConfig
+
+    model, x = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4)), torch.randn(2, 32)
+    base = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(16))
+    quantize_(model, QATConfig(base, step="prepare"))
+    free = [group for group in prepared(model, x).graph.groups if group.pinned is None]
+    rows = [m.indices for group in free for m in group.members if m.name == "0.weight" and m.dim == 0]
+    assert sorted(rows) == [tuple(range(start, start + 16)) for start in range(0, 64, 16)]
 
 
 # ---------------------------------------------------------------- Brevitas
