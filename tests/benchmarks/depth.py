@@ -1,26 +1,32 @@
-"""Time to capture a residual net and find its groups against its depth, as a table and a picture.
+"""Time to capture a residual net and find its groups against its depth, as a table, a record and a picture.
 
-Run ``python -m tests.benchmarks.depth`` to measure again and rewrite ``docs/pictures/depth.svg``.
+Run ``OMP_NUM_THREADS=1 python -m tests.benchmarks.depth`` to measure again and rewrite ``docs/pictures/depth.svg`` and
+its record. torch.export's own share is a curve of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import geta_core as geta
-from geta_core.graph import ExampleInputs, GroupGraph, capture
+from geta_core.graph import ExampleInputs, GroupGraph
+from geta_core.graph.capture import exported, read
+from orchestration.records import environment
 from tests.benchmarks.clock import Clock
 
 DEPTHS = (10, 30, 100, 300, 1000)
-PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "depth.svg"
+DOCS = Path(__file__).parents[2] / "docs"
+PICTURE, RECORD = DOCS / "pictures" / "depth.svg", DOCS / "records" / "depth.json"
+PARTS = {"export": "torch.export", "read": "reading its graph", "groups": "groups"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Point:
 
     blocks: int
     nodes: int
-    capture: float
+    export: float
+    read: float
     groups: float
 
 
@@ -59,10 +66,13 @@ def measured(blocks: int) -> Point:
     model, inputs = residual(blocks).eval(), ExampleInputs.of(torch.randn(2, 3, 8, 8))
     config = geta.CompressionConfig(weight_bits=None)
     clock = Clock(torch.device("cpu"))
-    captured = [capture(model, inputs)]
-    first = clock.seconds(lambda: captured.append(capture(model, inputs)))
-    second = clock.seconds(lambda: GroupGraph(captured[-1], config, model))
-    return Point(blocks, len(captured[-1].graph.nodes), first, second)
+    program = exported(model, inputs)
+    export = clock.seconds(lambda: exported(model, inputs))
+    started = clock.now()
+    captured = read(model, program)
+    middle = clock.now()
+    GroupGraph(captured, config, model)
+    return Point(blocks, len(captured.graph.nodes), export, middle - started, clock.now() - middle)
 
 
 def exponent(points: Sequence[Point], part: str) -> float:
@@ -83,12 +93,14 @@ def draw(points: Sequence[Point], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     blocks = [point.blocks for point in points]
-    for part, label in (("capture", "torch.export"), ("groups", "groups")):
+    for part, label in PARTS.items():
         seconds = [getattr(point, part) for point in points]
         axes.loglog(blocks, seconds, marker="o", label=f"{label}, e = {exponent(points[1:], part):.2f}")
     last = points[-1]
     axes.loglog(blocks, [last.groups * b / last.blocks for b in blocks], "k:", label="linear")
-    axes.set(xlabel="residual blocks", ylabel="CPU seconds", title="Capture and groups against depth")
+    axes.set(
+        xlabel="residual blocks", ylabel="CPU seconds", title="Capture and groups against depth: seconds ~ nodes^e"
+    )
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,18 +108,29 @@ def draw(points: Sequence[Point], path: Path) -> None:
     plt.close(figure)
 
 
+def record(points: Sequence[Point], path: Path) -> None:
+    """Write what was measured, where and with what."""
+    exponents = {part: round(exponent(points[1:], part), 3) for part in PARTS}
+    found = {"points": [asdict(point) for point in points], "exponents": exponents, "environment": environment("cpu")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure, print a table, and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
     parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--record", type=Path, default=RECORD)
     options = parser.parse_args()
     points = []
     for blocks in options.depths:
         points.append(measured(blocks))
         point = points[-1]
-        sys.stdout.write(f"{blocks:5} blocks {point.nodes:6} nodes: {point.capture:.2f} s + {point.groups:.2f} s\n")
+        seconds = ", ".join(f"{label} {getattr(point, part):.2f} s" for part, label in PARTS.items())
+        sys.stdout.write(f"{blocks:5} blocks {point.nodes:6} nodes: {seconds}\n")
         sys.stdout.flush()
+    record(points, options.record)
     draw(points, options.picture)
 
 
