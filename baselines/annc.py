@@ -18,13 +18,14 @@ Differs from the paper: there the step is split in two (supports for given width
 supports as a multiple-choice knapsack, both by greedy search) and one-bit layers are allowed; a layer's grid is
 symmetric with a zero of its own, 2^b - 2 values for the kept weights; whether rho and period agree with the released
 code's settings for CIFAR-10 is not known (rho 0.05 is its value for MNIST). The budget counts b bits per kept weight
-and no indices, as the paper does. ``match_bops`` (ours) moves the widths when they are fixed, within the same budget.
+and no indices, as the paper does. ``match_bops`` (ours) moves the widths when they are fixed, within the same budget;
+quantized inputs (ours as well) become as much narrower than ``activation_bits`` as the target needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 import geta_core as geta
 from baselines.helpers.masks import first_step, kept_levels, put_on_, refit_step, take_off_
 from baselines.helpers.post_training import Bits
-from baselines.helpers.reach import demand_reachable
+from baselines.helpers.reach import reachable_inputs
 from baselines.helpers.soft_cost import SoftCost
 from baselines.helpers.targets import Plan
 from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Phases, Positive, compression
@@ -41,6 +42,7 @@ from baselines.matching import Targeted
 from baselines.schema import Bounds
 from baselines.search import Space, declared
 from geta_core.accounting import FLOAT_BITS
+from geta_core.config import LOWEST_BITS
 
 HALVINGS = 40
 """Steps of the search for the price of a bit."""
@@ -171,16 +173,17 @@ class Annc(Targeted):
     """Learning rate of the ranges once they are fixed, in the logarithm (Adam)."""
 
     def matched(self, model: nn.Module, example_inputs: Any) -> Self:
-        """Return this method with ``match_bops`` as a number.
+        """Return this method with ``match_bops`` as a number, and inputs no wider than the target allows.
 
         Raises:
             ConfigError: when the bounds of the bit widths do not allow it.
         """
         target, inputs = self.target_bops, self.activation_bits
-        if target is not None:
-            pair = None if inputs is None else (inputs, inputs)
-            demand_reachable(target, model, example_inputs, self.weight_bits, pair, None)
-        return super().matched(model, example_inputs)
+        if target is None:
+            return self
+        choices = [None] if inputs is None else [(width, width) for width in range(inputs, LOWEST_BITS - 1, -1)]
+        found = reachable_inputs(target, model, example_inputs, self.weight_bits, choices, None)
+        return replace(self, match_bops=target, activation_bits=None if found is None else found[0])
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Attach quantizers, and masks in front of those of the weights; both are off at first."""

@@ -87,6 +87,11 @@ class Plan(NamedTuple):
     input_bits: Bits
 
 
+def meets(relative_bops: float, target: float | None) -> bool:
+    """Whether relative BOPs lie within the tolerance of a target; without a target they do."""
+    return target is None or abs(relative_bops / target - 1) <= TOLERANCE
+
+
 def target_of(value: float | str | None) -> float | None:
     """Return the relative BOPs that are asked for: the number itself, or that of a run's directory or result.json.
 
@@ -132,10 +137,10 @@ def search(method: Matching, gauge: Gauge, target: float) -> dict[str, Any]:
     if len(pairs) > 1:
         highest = min(highest, int(HIGHEST_SPARSITY * selector.num_groups))
     plans = [best_plan(gauge, selector, highest, pair, target) for pair in pairs]
-    meets = [plan for plan in plans if abs(plan.relative_bops / target - 1) <= TOLERANCE]
-    if not meets:
+    met = [plan for plan in plans if meets(plan.relative_bops, target)]
+    if not met:
         raise ConfigError([_unreachable(gauge, selector, highest, pairs, plans, target)])
-    found = meets[0]
+    found = met[0]
     values: dict[str, Any] = {"weight_bits": found.weight_bits, "activation_bits": found.input_bits}
     # A little more than the share, so that its product with the number of groups is cut to the number meant.
     values["sparsity"] = (found.removed + 0.01) / selector.num_groups if found.removed else 0.0

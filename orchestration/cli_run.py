@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from baselines import matching
 from baselines.listing import summaries
 from baselines.schema import REQUIRED, Option, describe, options_of
 from orchestration.config import CHOICES, SETTINGS, Config, choice_names, choice_options
@@ -109,6 +110,12 @@ def summarize(result: RunResult, config: Config) -> None:
         f"{result.activation_bits:.2f} bits, relative BOPs {result.relative_bops:.2%}; {result.bytes:,} bytes "
         f"(dense {int(dense['bytes']):,}), {result.latency_ms:.2f} ms per image (dense {dense['latency_ms']:.2f} ms)"
     )
+    target = matching.target_of(config.flat().get(f"method.{matching.KEY}"))
+    if not matching.meets(result.relative_bops, target):
+        write(
+            f"method.{matching.KEY} asked for relative BOPs of {target:.2%} within {matching.TOLERANCE:.0%}: missed; "
+            "another number of groups or other bit widths come nearer"
+        )
     write(f"run directory: {result.directory}   model: {os.path.join(result.directory, 'artifact')}")
     if config.tracker.name == "mlflow":
         write("compare runs in the browser: geta ui " + (os.path.dirname(result.directory) or "."))

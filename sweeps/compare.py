@@ -3,20 +3,18 @@
 Every method trains with the same data, seeds, steps, optimizer and learning rates, and is tuned with the same number
 of trials. With ``match=bits`` ``prune_then_ptq`` and ``qat_only`` get the bit widths that GETA ended with (its
 averages, rounded up), and ``prune_then_ptq`` its sparsity; with ``match=bops`` every method that has the knob gets
-GETA's relative BOPs, seed by seed, so that the rows differ in the method alone.
+GETA's relative BOPs, seed by seed, so that the rows differ in the method alone (``sweeps.given`` says how).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from baselines.matching import KEY
 from baselines.registry import METHODS as KNOWN
-from baselines.schema import Bounds, check_value, options_of
+from baselines.schema import Bounds, check_value
 from geta_core.errors import ConfigError, GetaError
 from orchestration.compose import compose
 from orchestration.config import Config
@@ -26,11 +24,11 @@ from orchestration.rundir import DEFAULT_ROOT, RunDirectory
 from orchestration.values import parse_value
 from sweeps import tuning
 from sweeps.comparison import Comparison, print_comparison, save_record
+from sweeps.given import Match, dense_start, has_knob, matched, starts_dense
 from sweeps.layout import layout, write_statistics
 
 METHODS = ("dense", "geta", "qat_only", "prune_then_ptq")
-REFERENCE = "geta"
-Match = Literal["bits", "bops", "nothing"]
+REFERENCE, DENSE = "geta", "dense"
 
 HELP = """\
 usage: geta compare [methods=[dense,geta,...]] [seeds=[0,1,...]] [match=bits|bops|nothing] [tune=N] [output=DIR]
@@ -42,13 +40,15 @@ GETA with 95 % intervals corrected for their number (Holm).
   methods   what is compared (default [dense,geta,qat_only,prune_then_ptq]); all: every method there is
   seeds     every method runs with each of them (default [0])
   match     what the others take from GETA's result of the same seed: bits (default) for qat_only and prune_then_ptq;
-            bops for every method that has the knob method.match_bops; or nothing
+            bops for every method that has the knob method.match_bops, with inputs quantized where GETA's are and
+            bit widths that begin at GETA's; or nothing
   tune      trials per method, its defaults among them, judged on the validation split (default 1: the defaults)
   output    folder that receives the runs (default runs)
   record    JSON file that receives every result
   study     MLflow experiment of the runs (default compare-TASK); each method is a parent run with its seeds as
             children, and holds mean, standard deviation and 95 % confidence interval of their final numbers
 
+Methods that compress a trained model start from the dense run of the same seed, where dense is compared too.
 All other values are those of `geta run` and hold for every method; METHOD:key=value holds for one of them, such as
 geta:method.sparsity=0.6. Runs that are complete are not run again; interrupted ones go on.
 """
@@ -156,14 +156,14 @@ def compare(plan: Plan) -> Comparison:
             _config(plan, method, seed, places[method])
     found = Comparison(reference=REFERENCE, trials=plan.trials)
     chosen: dict[str, tuple[str, ...]] = {}
-    # GETA goes first, because others are given what it ended with.
-    methods = sorted(plan.methods, key=lambda name: name != REFERENCE)
+    # GETA and the dense model go first, because others are given what they ended with.
+    methods = sorted(plan.methods, key=lambda name: (name != REFERENCE, name != DENSE))
     for method in methods:
         chosen[method] = _tuned(plan, method, found) if plan.trials > 1 else ()
     for seed in plan.seeds:
-        ended: tuple[Config, RunResult] | None = None
+        ended: dict[str, tuple[Config, RunResult]] = {}
         for method in methods:
-            keys = (*places[method], *_matched(plan, method, ended), *chosen[method])
+            keys = merged(places[method], _given(plan, method, ended), chosen[method])
             config = _config(plan, method, seed, keys)
             write(f"{method}, seed {seed}")
             try:
@@ -173,10 +173,10 @@ def compare(plan: Plan) -> Comparison:
                 write(f"{method}, seed {seed}: {error}")
                 continue
             found.results.setdefault(method, {})[seed] = result
-            if method == REFERENCE:
-                ended = (config, result)
-            elif ended is not None and plan.match == "bops" and _has_knob(method):
-                found.targets.setdefault(method, {})[seed] = ended[1].relative_bops
+            ended[method] = (config, result)
+            target = _target(plan, method, ended)
+            if target is not None:
+                found.targets.setdefault(method, {})[seed] = target
     found.results = {method: found.results[method] for method in plan.methods if method in found.results}
     write_statistics([Path(result.directory) for own in found.results.values() for result in own.values()])
     return found
@@ -186,23 +186,31 @@ def _tuned(plan: Plan, method: str, found: Comparison) -> tuple[str, ...]:
     """Return the keys of a method's best trial; GETA's own gives what the others match."""
     from orchestration.run import run
 
-    reference = found.tuned.get(REFERENCE)
-    best = None if reference is None or reference.result is None else reference.result
+    ended = {
+        other: (_config(plan, other, tuning.SEED, trial.keys), trial.result)
+        for other, trial in found.tuned.items()
+        if trial.result is not None
+    }
     base = _config(plan, method, tuning.SEED, ())
-    ended = None if best is None else (_config(plan, REFERENCE, tuning.SEED, reference.keys if reference else ()), best)
     place = layout(base, plan.values, plan.study)
-    matched = (*place, 'tracker.cell="tuning"', *_matched(plan, method, ended))
+    given = (*place, 'tracker.cell="tuning"', *_given(plan, method, ended))
 
     def trial(number: int, keys: Sequence[str]) -> RunResult:
         write(f"{method}, trial {number}: {' '.join(keys) or 'defaults'}")
-        config = _config(plan, method, tuning.SEED, (*matched, *keys))
+        config = _config(plan, method, tuning.SEED, merged(given, keys))
         place = plan.output / "tuning" / f"{method}-{number}"
         return run(replace(config, run=replace(config.run, output=str(place))))
 
-    trials = tuning.tune(plan.trials, tuning.space_of(method, base), trial)
+    target = _target(plan, method, ended)
+    trials = tuning.tune(plan.trials, tuning.space_of(method, base), trial, target)
     best_trial = max(trials, key=lambda each: each.score)
     found.tuned[method] = best_trial
     return best_trial.keys
+
+
+def merged(*keys: Sequence[str]) -> list[str]:
+    """Return ``group.key=value`` of several sources, each key once: a later source wins."""
+    return [*{each.partition("=")[0]: each for source in keys for each in source}.values()]
 
 
 def _config(plan: Plan, method: str, seed: int, keys: Sequence[str]) -> Config:
@@ -221,20 +229,18 @@ def _config(plan: Plan, method: str, seed: int, keys: Sequence[str]) -> Config:
     return replace(config, run=replace(config.run, output=str(place)))
 
 
-def _has_knob(method: str) -> bool:
-    return KEY in options_of(KNOWN.resolve(method))
+def _given(plan: Plan, method: str, ended: Mapping[str, tuple[Config, RunResult]]) -> list[str]:
+    """Return the keys that a method gets from runs of the same seed."""
+    keys = []
+    if REFERENCE in ended and method != REFERENCE:
+        keys += matched(method, plan.match, *ended[REFERENCE])
+    if DENSE in ended and starts_dense(method):
+        keys += dense_start(ended[DENSE][1])
+    return keys
 
 
-def _matched(plan: Plan, method: str, ended: tuple[Config, RunResult] | None) -> list[str]:
-    """Return the keys that give a method what GETA ended with."""
-    if ended is None or method == REFERENCE or plan.match == "nothing":
-        return []
-    config, result = ended
-    if plan.match == "bops":
-        return [f"method.{KEY}={result.relative_bops:.6g}"] if _has_knob(method) else []
-    if method not in ("qat_only", "prune_then_ptq"):
-        return []
-    asked: dict[str, Any] = config.flat()
-    inputs = "null" if asked["method.activation_bits"] is None else math.ceil(result.activation_bits)
-    keys = [f"method.weight_bits={math.ceil(result.weight_bits)}", f"method.activation_bits={inputs}"]
-    return [*keys, f"method.sparsity={asked['method.sparsity']}"] if method == "prune_then_ptq" else keys
+def _target(plan: Plan, method: str, ended: Mapping[str, tuple[Config, RunResult]]) -> float | None:
+    """Return the relative BOPs that a method is to meet; None where none is asked for."""
+    if plan.match != "bops" or method == REFERENCE or REFERENCE not in ended or not has_knob(method):
+        return None
+    return ended[REFERENCE][1].relative_bops

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from baselines.matching import TOLERANCE
+from baselines.matching import TOLERANCE, meets
 from orchestration.console import table, write
 from orchestration.files import write_json
 from orchestration.result import RunResult
@@ -25,7 +25,7 @@ COLUMNS: dict[str, Callable[[RunResult], float]] = {
     "bytes": lambda result: result.bytes,
     "ms per image": lambda result: result.latency_ms,
 }
-MISSED = "*"
+MISSED = "missed"
 
 
 @dataclass
@@ -54,20 +54,23 @@ class Comparison:
         return next(result.task for found in self.results.values() for result in found.values())
 
     def differences(self) -> dict[str, Difference]:
-        """Return the paired differences of test accuracy to the reference, in points; none where it is missing."""
+        """Return the paired differences of test accuracy to the reference, in points; none where it is missing.
+
+        A method that missed its target is not compared: its accuracy was had at another price.
+        """
         if self.reference not in self.results:
             return {}
         values = {
             method: {seed: 100 * result.accuracy for seed, result in found.items()}
             for method, found in self.results.items()
+            if not self.missed(method)
         }
         return paired_differences(values, self.reference)
 
-    def missed(self, method: str) -> bool:
-        """Whether a method's relative BOPs are further from its target than the tolerance, with any seed."""
+    def missed(self, method: str) -> list[int]:
+        """Return the seeds with which a method's relative BOPs are further from its target than the tolerance."""
         found = self.results.get(method, {})
-        targets = self.targets.get(method, {})
-        return any(abs(found[s].relative_bops / target - 1) > TOLERANCE for s, target in targets.items() if s in found)
+        return [s for s, target in self.targets.get(method, {}).items() if not meets(found[s].relative_bops, target)]
 
 
 def print_comparison(found: Comparison, title: str) -> None:
@@ -76,9 +79,11 @@ def print_comparison(found: Comparison, title: str) -> None:
     rows = []
     for method, results in found.results.items():
         cells = [_cell([read(each) for each in results.values()]) for read in COLUMNS.values()]
-        mark = MISSED if found.missed(method) else ""
-        rows.append([method + mark, *cells, *([_difference(differences.get(method))] if differences else [])])
-    table(title, ["method", *COLUMNS, *([f"to {found.reference}"] if differences else [])], rows)
+        last = MISSED if found.missed(method) else _difference(differences.get(method))
+        rows.append([method, *cells, *([last] if differences or last else [])])
+    width = max(map(len, rows), default=0)
+    heads = ["method", *COLUMNS, f"to {found.reference}"][:width]
+    table(title, heads, [[*row, *[""] * (width - len(row))] for row in rows])
     for line in notes(found):
         write(line)
 
@@ -86,8 +91,8 @@ def print_comparison(found: Comparison, title: str) -> None:
 def notes(found: Comparison) -> list[str]:
     """Return what must be said below the table."""
     lines = []
-    if any(found.missed(method) for method in found.results):
-        lines.append(f"{MISSED} relative BOPs further than {TOLERANCE:.0%} from those it was to meet")
+    for method in found.results:
+        lines += [_missed(found, method)] if found.missed(method) else []
     seeds = max((len(results) for results in found.results.values()), default=0)
     if found.differences() and seeds > 1:
         lines.append(
@@ -114,6 +119,7 @@ def save_record(found: Comparison, path: Path) -> None:
         "reference": found.reference,
         "trials": found.trials,
         "tuned": {method: list(trial.keys) for method, trial in found.tuned.items()},
+        "missed": {method: found.missed(method) for method in found.results if found.missed(method)},
         "targets": {m: {str(seed): value for seed, value in own.items()} for m, own in found.targets.items()},
         "failures": found.failures,
         "differences": {method: _plain(each) for method, each in found.differences().items()},
@@ -121,6 +127,14 @@ def save_record(found: Comparison, path: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
+
+
+def _missed(found: Comparison, method: str) -> str:
+    ends = ", ".join(
+        f"{found.results[method][seed].relative_bops:.2%} instead of {found.targets[method][seed]:.2%} (seed {seed})"
+        for seed in found.missed(method)
+    )
+    return f"{method} {MISSED} its relative BOPs by more than {TOLERANCE:.0%} and is not compared: {ends}"
 
 
 def _plain(found: Difference) -> dict[str, float | bool | None]:

@@ -8,10 +8,11 @@ seed of their own, which no compared run has.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baselines.base import about
+from baselines.matching import meets
 from baselines.registry import METHODS
 from baselines.search import Dimension, OneOf, Real, Space
 from geta_core.errors import GetaError
@@ -31,19 +32,26 @@ class Trial:
         number: from 0.
         keys: ``group.key=value`` that differ from the defaults.
         result: None where the run failed.
-        reason: why it failed, else empty.
+        reason: why it failed, or which target it missed; else empty.
+        target: relative BOPs that it was to meet; None where none was asked for.
     """
 
     number: int
     keys: tuple[str, ...]
     result: RunResult | None
     reason: str = ""
+    target: float | None = None
 
     @property
-    def score(self) -> tuple[float, float, int]:
-        """Validation accuracy of the compressed model, then less loss, then the earlier trial."""
+    def met(self) -> bool:
+        """Whether it ended, with the relative BOPs asked for."""
+        return self.result is not None and meets(self.result.relative_bops, self.target)
+
+    @property
+    def score(self) -> tuple[bool, float, float, int]:
+        """The target met, then validation accuracy of the compressed model, less loss, the earlier trial."""
         metrics: Mapping[str, float] = {} if self.result is None else self.result.metrics
-        return metrics.get("val/accuracy", -1.0), -metrics.get("val/loss", float("inf")), -self.number
+        return self.met, metrics.get("val/accuracy", -1.0), -metrics.get("val/loss", float("inf")), -self.number
 
 
 def space_of(method: str, base: Config) -> dict[str, Dimension]:
@@ -65,21 +73,30 @@ def draw(space: Mapping[str, Dimension], number: int) -> tuple[str, ...]:
     return tuple(f"{key}={_written(_suggest(trial, key, space[key]))}" for key in sorted(space))
 
 
-def tune(trials: int, space: Mapping[str, Dimension], run: Callable[[int, Sequence[str]], RunResult]) -> list[Trial]:
+def tune(
+    trials: int,
+    space: Mapping[str, Dimension],
+    run: Callable[[int, Sequence[str]], RunResult],
+    target: float | None = None,
+) -> list[Trial]:
     """Run the trials of one method.
 
     Args:
         trials: how many, the defaults among them.
         space: as :func:`space_of` returns it.
         run: trains with the given keys; its ``GetaError`` makes a failed trial.
+        target: relative BOPs to meet; a trial that misses them is worse than any that meets them.
     """
     done = []
     for number in range(trials):
         keys = draw(space, number)
         try:
-            done.append(Trial(number, keys, run(number, keys)))
+            trial = Trial(number, keys, run(number, keys), target=target)
         except GetaError as error:
-            done.append(Trial(number, keys, None, str(error)))
+            trial = Trial(number, keys, None, str(error), target)
+        if trial.result is not None and not trial.met:
+            trial = replace(trial, reason=f"relative BOPs of {trial.result.relative_bops:.4g} instead of {target:.4g}")
+        done.append(trial)
     return done
 
 

@@ -8,15 +8,16 @@ as many as ``sparsity`` asks, reached on the library's cubic schedule) and ``las
 
 Differs: the library's groups are rows of single weights; here they are the groups of the dependency graph, given to
 the library as one matrix per family (a row holds every parameter that goes with one group), so that what it zeroes can
-be removed. ``constraint`` takes the same share of every family. Weights and layer inputs are quantized after training,
-as in ``ptq_only``, since PAT only prunes.
+be removed. ``constraint`` takes the same share of every family. ``lasso`` decides by the strength of its pull how much
+goes, and is therefore neither asked for a relative BOPs nor part of the space that is tuned. Weights and layer inputs
+are quantized after training, as in ``ptq_only``, since PAT only prunes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from baselines.matching import Matching
 from baselines.schema import Bounds
 from baselines.search import Space, declared
 from baselines.torchao_rivals.library import LibraryOptimizer, demand_finished, torchao
+from geta_core.errors import ConfigError
 from geta_core.graph import PruneSlot
 
 
@@ -50,6 +52,21 @@ class Pat(PostTraining, Matching):
     """Share of the run after which what is zero stays so."""
     min_kept: Annotated[int, Bounds(1)] = 1
     """Fewest groups that are kept in each family (prox=constraint only)."""
+
+    def matched(self, model: nn.Module, example_inputs: Any) -> Self:
+        """Return this method with knobs that meet ``match_bops``.
+
+        Raises:
+            ConfigError: when it cannot be met; by ``lasso`` it never can, since no knob of it is a number of groups.
+        """
+        if self.prox == "lasso" and self.match_bops is not None:
+            raise ConfigError(
+                [
+                    f"method.match_bops={self.match_bops} needs method.prox=constraint: with lasso, how much goes is "
+                    f"decided by method.reg_lambda ({self.reg_lambda:g}) while it trains"
+                ]
+            )
+        return super().matched(model, example_inputs)
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Find the groups."""

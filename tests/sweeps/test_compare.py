@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +15,13 @@ from baselines.registry import METHODS
 from baselines.search import OneOf, Real, Whole
 from geta_core.errors import ConfigError
 from orchestration.compose import compose
+from orchestration.config import Config
+from orchestration.result import RunResult
+from orchestration.run import run
 from sweeps import tuning
 from sweeps.compare import Plan, compare, main
 from sweeps.comparison import notes, save_record
+from sweeps.given import matched
 
 SHORT = ("task=digits", "tracker=jsonl", "run.steps=40", "run.threads=1")
 
@@ -30,6 +37,9 @@ def test_the_others_meet_the_bops_of_geta(tmp_path: Path) -> None:
     assert not found.missed("ptq_only")
     for seed, result in found.results["ptq_only"].items():
         assert result.relative_bops == pytest.approx(geta[seed].relative_bops, rel=0.1)
+        # It compresses the dense run of its seed, and trains nothing itself.
+        assert result.steps == 0
+        assert result.metrics["trained/val/loss"] == found.results["dense"][seed].metrics["val/loss"]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert compare(plan).results == found.results
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
@@ -50,6 +60,57 @@ def test_the_best_trial_on_the_validation_split_is_compared(tmp_path: Path) -> N
     # Its learning rate is the one of the compared run.
     resolved = next(path for path in tmp_path.glob("*/resolved.yaml")).read_text()
     assert all(key.split("=")[1] in resolved for key in best.keys)
+
+
+def test_a_run_that_misses_its_target_is_said_and_not_compared(tmp_path: Path) -> None:
+    values = (*SHORT, "run.epochs=1", "ptq_only:method.match_bops=0.25")
+    plan = Plan(methods=["geta", "ptq_only"], seeds=[0, 1], output=tmp_path, match="bops", values=values)
+    found = compare(plan)
+    assert found.missed("ptq_only") == [0, 1]
+    assert not found.differences(), "an accuracy at another price is no difference"
+    said = next(line for line in notes(found) if line.startswith("ptq_only missed"))
+    assert f"25.00% instead of {found.targets['ptq_only'][0]:.2%} (seed 0)" in said
+    save_record(found, tmp_path / "record.json")
+    assert json.loads((tmp_path / "record.json").read_text())["missed"] == {"ptq_only": [0, 1]}
+
+
+def test_a_trial_that_misses_the_target_never_wins(tmp_path: Path) -> None:
+    base = [*SHORT, "method=ptq_only", "run.epochs=1", f"run.output={tmp_path}"]
+
+    def trial(number: int, keys: Sequence[str]) -> RunResult:
+        result = run(compose([*base[:-1], f"run.output={tmp_path}/{number}", "method.match_bops=0.0625"]))
+        # The same run, once as if it had cost four times as much, with the better accuracy.
+        metrics = {**result.metrics, "val/accuracy": 0.9 + 0.1 * number}
+        return replace(result, metrics=metrics, relative_bops=result.relative_bops * (1 + 3 * number))
+
+    trials = tuning.tune(2, {tuning.RATE: Real(0.1, 0.2)}, trial, target=0.0625)
+    assert [each.met for each in trials] == [True, False]
+    assert max(trials, key=lambda each: each.score).number == 0
+    assert trials[1].reason == "relative BOPs of 0.25 instead of 0.0625"
+
+
+def reference(weights: str, inputs: str) -> tuple[Config, RunResult]:
+    """GETA's configuration, and a result of it with 4.2 bits in the weights and 6.5 in the inputs."""
+    config = compose(["task=digits", f"method.weight_bits={weights}", f"method.activation_bits={inputs}"])
+    names = {each.name: None for each in fields(RunResult)}
+    found: Any = {**names, "weight_bits": 4.2, "activation_bits": 6.5, "relative_bops": 0.0123}
+    return config, RunResult(**found)
+
+
+def test_others_quantize_what_geta_quantizes_and_begin_at_its_bits() -> None:
+    both, weights_alone = reference("[4,8]", "[4,8]"), reference("[4,8]", "null")
+    bops = "method.match_bops=0.0123"
+    for method in ("qst_b", "clip_q", "parq", "qat_only", "prune_then_qat"):
+        inputs = "method.activation_bits"
+        assert matched(method, "bops", *both) == [bops, "method.weight_bits=5", f"{inputs}=7"]
+        assert matched(method, "bops", *weights_alone) == [bops, "method.weight_bits=5", f"{inputs}=null"]
+    # Bounds stay a method's own; what GETA leaves in floating point, it leaves as well.
+    for method in ("djpq", "djpq_restrict", "bayesian_bits"):
+        assert matched(method, "bops", *both) == [bops]
+        assert matched(method, "bops", *weights_alone) == [bops, "method.activation_bits=null"]
+    assert matched("annc", "bops", *both) == [bops, "method.activation_bits=7"]
+    assert matched("prune_only", "bops", *both) == [bops]
+    assert matched("dense", "bops", *both) == []
 
 
 def test_a_target_out_of_reach_is_said_and_the_others_go_on(tmp_path: Path) -> None:
