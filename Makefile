@@ -29,8 +29,8 @@ help: ## list the targets
 
 setup: $(DEV) ## make .venv with geta and the development tools
 
-demo: $(RUN) ## compare dense, GETA, qat_only and prune_then_ptq on digits; prints the table
-	@$(BIN)/geta compare methods=[dense,geta,qat_only,prune_then_ptq] task=digits $(ARGS)
+demo: $(RUN) ## compare dense, GETA, DJPQ, qat_only and prune_then_ptq on digits at equal BOPs; prints the table
+	@$(BIN)/geta compare methods=[dense,geta,djpq,qat_only,prune_then_ptq] match=bops task=digits $(ARGS)
 
 test: $(DEV) ## the whole test suite, with the coverage of geta_core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --session-timeout=$(TEST_SECONDS) \

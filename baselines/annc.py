@@ -32,12 +32,12 @@ import torch
 from torch import Tensor, nn
 
 import geta_core as geta
-from baselines.helpers.masks import first_step, kept_levels, put_on_, refit_step, take_off_
+from baselines.helpers.masks import first_step, kept_levels, refit_step
 from baselines.helpers.post_training import Bits
 from baselines.helpers.reach import reachable_inputs
 from baselines.helpers.soft_cost import SoftCost
 from baselines.helpers.targets import Plan
-from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Phases, Positive, compression
+from baselines.helpers.unstructured import Fraction, Masked, MaskedOptimizer, Phases, Positive
 from baselines.matching import Targeted
 from baselines.schema import Bounds
 from baselines.search import Space, declared
@@ -148,7 +148,7 @@ def _fitted(weight: Tensor, mask: Tensor, widths: Sequence[int]) -> Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annc(Targeted):
+class Annc(Masked, Targeted):
     """Sparsity and bit widths of every layer under one budget of bytes."""
 
     PAPER: ClassVar[str] = "ANNC, arXiv:1910.05897 (CVPR 2020)"
@@ -187,22 +187,13 @@ class Annc(Targeted):
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Attach quantizers, and masks in front of those of the weights; both are off at first."""
-        inputs = self.activation_bits
-        config = compression(self.weight_bits, None if inputs is None else (inputs, inputs))
-        prepared = geta.prepare(model, example_inputs, config, calibration=list(calibration))
-        put_on_(prepared)
-        return prepared
+        return self.attached(model, example_inputs, calibration, self.weight_bits, self.activation_bits)
 
     def optimizer(
         self, prepared: geta.Prepared, total_steps: int, optimizer_class: type[torch.optim.Optimizer], **keywords: Any
     ) -> torch.optim.Optimizer:
         """Return the given class with the gradient of the distance, and projections."""
         return AnncOptimizer(self, prepared, optimizer_class, total_steps, keywords)
-
-    def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
-        """Write the kept weights down and fix the bit widths."""
-        take_off_(prepared)
-        return geta.finish(prepared)
 
 
 class AnncOptimizer(MaskedOptimizer):

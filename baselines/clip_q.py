@@ -18,18 +18,15 @@ search space is over p and b); training begins with ``warmup`` in the place of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import geta_core as geta
-from baselines.helpers.masks import put_on_, take_off_
-from baselines.helpers.post_training import Bits
-from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Positive, compression, fixed_widths, phases_of
-from baselines.matching import Matching
+from baselines.helpers.unstructured import Fraction, MaskedAtBits, MaskedOptimizer, fixed_widths, phases_of
 from baselines.schema import Bounds
 from baselines.search import Space, declared
 
@@ -52,7 +49,7 @@ def clip_mask(weight: Tensor, share: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipQ(Matching):
+class ClipQ(MaskedAtBits):
     """Clipping and quantization of the present weights after every step."""
 
     PAPER: ClassVar[str] = "CLIP-Q (Tung and Mori, CVPR 2018, pp. 7873-7882)"
@@ -61,35 +58,16 @@ class ClipQ(Matching):
 
     clip: Annotated[float, Bounds(0, 1, below=True)] = 0.5
     """p, the share of each layer's weights of either sign that become zero."""
-    weight_bits: Bits = 4
-    """b, the bit width of every weight."""
-    activation_bits: Bits | None = None
-    """Bit width of every layer input; null leaves the inputs in floating point."""
     warmup: Fraction = 0.3
     """Share of the run before weights are clipped and quantized."""
     ramp: Fraction = 0.4
     """Share of the run in which p rises to ``clip``; then what is clipped stays."""
-    lr_quant: Positive = 1e-3
-    """Learning rate of the inputs' ranges, in the logarithm (Adam)."""
-
-    def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
-        """Attach quantizers, and masks in front of those of the weights."""
-        inputs = self.activation_bits
-        config = compression((self.weight_bits, self.weight_bits), None if inputs is None else (inputs, inputs))
-        prepared = geta.prepare(model, example_inputs, config, calibration=list(calibration))
-        put_on_(prepared)
-        return prepared
 
     def optimizer(
         self, prepared: geta.Prepared, total_steps: int, optimizer_class: type[torch.optim.Optimizer], **keywords: Any
     ) -> torch.optim.Optimizer:
         """Return the given class with clipping and quantization after every step."""
         return ClipOptimizer(self, prepared, optimizer_class, total_steps, keywords)
-
-    def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
-        """Write the clipped weights down and fix the bit widths."""
-        take_off_(prepared)
-        return geta.finish(prepared)
 
 
 class ClipOptimizer(MaskedOptimizer):

@@ -24,7 +24,18 @@ will do) and corrects the number of groups when they are chosen; *itself* means 
 meets it; a method without such a knob refuses. What cannot be met is refused with the range that can.
 
 Methods that compress a trained model (`ptq_only`, `obc`) train it first within the budget, or take `model.weights=`
-with `method.train=false`, so that all of them can start from one dense checkpoint per seed.
+with `method.train=false`; `geta compare` gives them the dense run of the same seed where `dense` is compared too.
+
+`geta compare match=bops` gives every method with the knob the relative BOPs that GETA ended with on the same seed, and
+lets it quantize what GETA quantizes. Where GETA's inputs are quantized, so are those of `qst_b`, `annc`, `clip_q` and
+`parq`, whose papers quantize weights alone: with floating-point inputs nothing gets below 2 x 32 of 32 x 32 bits,
+6.25 %. Where GETA leaves inputs in floating point (as on ResNet20 in its paper), every method does. Single bit widths
+begin at GETA's averages, rounded up, so that a method that prunes as well divides the target between groups and bits
+as GETA does, and one that cannot prune gets the nearest bit widths; methods that choose bit widths keep their bounds.
+BOPs count the zeros inside kept weights like any number, for unstructured methods too: no such zero saves a
+multiplication on dense arithmetic. What they would be without those zeros stands in `result.json` as
+`relative_sparse_bops`. A trial that misses its target by more than 10 % never wins the tuning, and a row that does so
+says *missed* and is not compared.
 
 This page is generated from the classes; `python -m pytest tests/baselines/test_listing.py --update-golden` renews it.
 """

@@ -11,12 +11,10 @@ layer have the same bit widths as the others, where LSQ keeps 8.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 import geta_core as geta
 from baselines.helpers.lengths import lengths, require_steps
@@ -43,10 +41,6 @@ class PruneThenQat(TrainedBits):
     recovery: Share = 0.1
     """What is left trains in floating point; the rest of the run trains it quantized."""
 
-    def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
-        """Find the groups and attach the quantizers, which let values pass until their stage."""
-        return geta.prepare(model, example_inputs, self.compression(), calibration=list(calibration))
-
     def optimizer(
         self, prepared: geta.Prepared, total_steps: int, optimizer_class: type[torch.optim.Optimizer], **keywords: Any
     ) -> torch.optim.Optimizer:
@@ -66,7 +60,3 @@ class PruneThenQat(TrainedBits):
             lr_quant=self.lr_quant,
             **keywords,
         )
-
-    def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
-        """Remove the zero groups and fix the grids."""
-        return geta.finish(prepared)

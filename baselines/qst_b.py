@@ -17,24 +17,21 @@ quantized weights; ``activation_bits`` is an extension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import nn
 
 import geta_core as geta
-from baselines.helpers.masks import largest_mask, put_on_, take_off_
-from baselines.helpers.post_training import Bits
-from baselines.helpers.unstructured import Fraction, MaskedOptimizer, Positive, compression, fixed_widths, phases_of
-from baselines.matching import Matching
+from baselines.helpers.masks import largest_mask
+from baselines.helpers.unstructured import Fraction, MaskedAtBits, MaskedOptimizer, fixed_widths, phases_of
 from baselines.schema import Bounds
 from baselines.search import Space, declared
 
 
 @dataclass(frozen=True, kw_only=True)
-class QstB(Matching):
+class QstB(MaskedAtBits):
     """Unstructured sparsity and learned grids, trained together from scratch."""
 
     PAPER: ClassVar[str] = "Quantized Sparse Training, doi 10.1145/3524066 (ACM TECS 2022)"
@@ -43,35 +40,16 @@ class QstB(Matching):
 
     weight_sparsity: Annotated[float, Bounds(0, 1, below=True)] = 0.5
     """Share of all quantized weights that are zero at the end."""
-    weight_bits: Bits = 4
-    """Bit width of every weight."""
-    activation_bits: Bits | None = None
-    """Bit width of every layer input; null leaves the inputs in floating point."""
     warmup: Fraction = 0.1
     """Share of the run before weights are masked and quantized."""
     ramp: Fraction = 0.5
     """Share of the run in which the sparsity rises; then the masks stay."""
-    lr_quant: Positive = 1e-3
-    """Learning rate of the ranges, in the logarithm (Adam)."""
-
-    def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
-        """Attach quantizers, and masks in front of those of the weights."""
-        inputs = self.activation_bits
-        config = compression((self.weight_bits, self.weight_bits), None if inputs is None else (inputs, inputs))
-        prepared = geta.prepare(model, example_inputs, config, calibration=list(calibration))
-        put_on_(prepared)
-        return prepared
 
     def optimizer(
         self, prepared: geta.Prepared, total_steps: int, optimizer_class: type[torch.optim.Optimizer], **keywords: Any
     ) -> torch.optim.Optimizer:
         """Return the given class with masks by magnitude."""
         return QstOptimizer(self, prepared, optimizer_class, total_steps, keywords)
-
-    def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
-        """Write the masked weights down and fix the bit widths."""
-        take_off_(prepared)
-        return geta.finish(prepared)
 
 
 class QstOptimizer(MaskedOptimizer):

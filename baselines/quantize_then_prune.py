@@ -10,12 +10,10 @@ Differs from its parts as ``prune_then_qat`` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 import geta_core as geta
 from baselines.helpers.lengths import lengths, require_steps
@@ -42,10 +40,6 @@ class QuantizeThenPrune(TrainedBits):
     joint: Share = 0.3
     """Groups are forgotten; the rest of the run trains what is left, quantized."""
 
-    def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
-        """Find the groups and attach the quantizers, which let values pass until their stage."""
-        return geta.prepare(model, example_inputs, self.compression(), calibration=list(calibration))
-
     def optimizer(
         self, prepared: geta.Prepared, total_steps: int, optimizer_class: type[torch.optim.Optimizer], **keywords: Any
     ) -> torch.optim.Optimizer:
@@ -68,7 +62,3 @@ class QuantizeThenPrune(TrainedBits):
             lr_quant=self.lr_quant,
             **keywords,
         )
-
-    def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
-        """Remove the zero groups and fix the grids."""
-        return geta.finish(prepared)

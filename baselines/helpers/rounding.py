@@ -10,8 +10,10 @@ With the weight W, the step s and the inputs z of the layer in the float model a
 beta falls from 20 to 2 after a warm start without f_reg. The error is a quadratic form of E[x x^T] and E[z x^T], so the
 whole calibration set is used in every step at a cost that does not depend on its size.
 
-Differs: the error is divided by that of rounding to nearest, per weight, so that one lambda fits every layer; the
-paper's 0.01 is for errors in units of the outputs, which differ in size from layer to layer. With fewer iterations
+Differs: the error is divided by that of rounding to nearest, per weight, so that one lambda fits every layer. The
+paper's 0.01 is for errors in units of the outputs (``relative=False``): where outputs are large it is too weak to make
+h whole, and rounding is then no better than to nearest; where they are small both find equally good roundings (a test
+shows both). With fewer iterations
 than the paper's 10000 the rate of Adam rises in proportion, so that V can go as far.
 """
 
@@ -24,6 +26,7 @@ from torch import Tensor
 
 ZETA, GAMMA = 1.1, -0.1
 PUBLISHED_ITERATIONS = 10000
+PUBLISHED_LAMBDA = 0.01
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class AdaRound:
     Attributes:
         iterations: steps of Adam.
         lr: rate of Adam with 10000 iterations.
-        regularization: lambda, for errors in units of the mean error per weight of rounding to nearest.
+        regularization: lambda.
+        relative: lambda is for errors in units of the mean error per weight of rounding to nearest; False: in units of
+            the outputs, as in the paper, whose lambda is ``PUBLISHED_LAMBDA``.
         beta_start: beta after the warm start.
         beta_end: beta at the end.
         warm_start: share of the iterations without the regularization.
@@ -42,6 +47,7 @@ class AdaRound:
     iterations: int = PUBLISHED_ITERATIONS
     lr: float = 1e-3
     regularization: float = 10.0
+    relative: bool = True
     beta_start: float = 20.0
     beta_end: float = 2.0
     warm_start: float = 0.2
@@ -97,7 +103,7 @@ def adaround(weight: Tensor, step: Tensor, top: int, xx: Tensor, zx: Tensor, set
     v = initial(scaled - floor).requires_grad_()
     adam = torch.optim.Adam([v], lr=settings.lr * max(1.0, PUBLISHED_ITERATIONS / settings.iterations))
     pull = 2 * (weight @ zx)
-    unit = _nearest_error(weight, nearest * step, xx) / weight.numel()
+    unit = _nearest_error(weight, nearest * step, xx) / weight.numel() if settings.relative else 1.0
     with torch.enable_grad():
         for iteration in range(settings.iterations):
             h = rectified_sigmoid(v)

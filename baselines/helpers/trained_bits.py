@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
+
+from torch import nn
 
 import geta_core as geta
 from baselines.helpers.lsq import LearnedSteps
@@ -37,6 +40,14 @@ class TrainedBits(Pruning):
             divisible_by=self.divisible_by,
             min_kept=self.min_kept,
         )
+
+    def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
+        """Find the groups and attach the quantizers, which let values pass until their stage."""
+        return geta.prepare(model, example_inputs, self.compression(), calibration=list(calibration))
+
+    def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
+        """Remove the zero groups and fix the grids."""
+        return geta.finish(prepared)
 
     def learned_steps(self, prepared: geta.Prepared, start: int) -> LearnedSteps:
         """Return what learns the step sizes from a step on."""

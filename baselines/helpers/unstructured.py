@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import geta_core as geta
 from baselines.helpers.grids import Grids
-from baselines.helpers.masks import MaskedQuantizer, first_step, masks_of, refit_step
+from baselines.helpers.masks import MaskedQuantizer, first_step, masks_of, put_on_, refit_step, take_off_
+from baselines.helpers.post_training import Bits
 from baselines.helpers.stepping import StagedOptimizer
+from baselines.matching import Matching
 from baselines.schema import Bounds
 from geta_core.config import HIGHEST_BITS
 
@@ -22,15 +24,58 @@ FIRST_ROUNDS = 10
 """Turns of the search for a grid when quantization begins."""
 
 
-def compression(weights: tuple[int, int], inputs: tuple[int, int] | None) -> geta.CompressionConfig:
-    """Return the engine's configuration of a method that prunes no groups."""
-    return geta.CompressionConfig(
-        sparsity=0.0,
-        weight_bits=weights,
-        activation_bits=inputs,
-        initial_bits=HIGHEST_BITS,
-        learn_exponent=False,
-    )
+class Masked:
+    """A method that attaches quantizers, and masks in front of those of the weights, and prunes no groups."""
+
+    def attached(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        calibration: Sequence[Any],
+        weights: tuple[int, int],
+        inputs: int | None,
+    ) -> geta.Prepared:
+        """Attach them; they are off at first.
+
+        Args:
+            model: the float model.
+            example_inputs: as ``geta.prepare`` takes them.
+            calibration: batches formed like them.
+            weights: bounds of the weights' bit widths.
+            inputs: bit width of layer inputs; None leaves them in floating point.
+        """
+        config = geta.CompressionConfig(
+            sparsity=0.0,
+            weight_bits=weights,
+            activation_bits=None if inputs is None else (inputs, inputs),
+            initial_bits=HIGHEST_BITS,
+            learn_exponent=False,
+        )
+        prepared = geta.prepare(model, example_inputs, config, calibration=list(calibration))
+        put_on_(prepared)
+        return prepared
+
+    def finish(self, prepared: geta.Prepared, calibration: Sequence[Any]) -> geta.Compressed:
+        """Write the masked weights down and fix the bit widths."""
+        take_off_(prepared)
+        return geta.finish(prepared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedAtBits(Masked, Matching):
+    """A method with masks at given bit widths."""
+
+    weight_bits: Bits = 4
+    """Bit width of every weight."""
+    activation_bits: Bits | None = None
+    """Bit width of every layer input; null leaves the inputs in floating point."""
+    lr_quant: Positive = 1e-3
+    """Learning rate of the ranges, in the logarithm (Adam)."""
+
+    def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
+        """Attach quantizers, and masks in front of those of the weights."""
+        both = (self.weight_bits, self.weight_bits)
+        return self.attached(model, example_inputs, calibration, both, self.activation_bits)
 
 
 def cubic(done: float) -> float:

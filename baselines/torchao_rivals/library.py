@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import geta_core as geta
+from baselines.helpers.clocked import ClockedOptimizer, defaults_of
 from geta_core.errors import ConfigError, ScheduleError
 
 
@@ -27,7 +26,7 @@ def torchao(module: str) -> Any:
         raise ConfigError([message]) from error
 
 
-class LibraryOptimizer(torch.optim.Optimizer):
+class LibraryOptimizer(ClockedOptimizer):
     """Counts the steps of a library's optimizer, and saves and loads what it keeps in parameter groups and state.
 
     The library's optimizers keep everything in the groups and the state of the optimizer that they wrap; those are this
@@ -50,8 +49,7 @@ class LibraryOptimizer(torch.optim.Optimizer):
         total_steps: int,
     ) -> None:
         self.prepared, self.total_steps, self._clock = prepared, total_steps, 0
-        defaults = dict(inner([nn.Parameter(torch.zeros(1))], **keywords).defaults)
-        super().__init__(groups, defaults)
+        super().__init__(groups, defaults_of(inner, **keywords))
         self.inner = inner(self.stepped_groups(), **keywords)
         self.share()
         self.library = self.build()
@@ -69,32 +67,7 @@ class LibraryOptimizer(torch.optim.Optimizer):
         """Point the torch.optim class to this object's groups and state."""
         self.inner.param_groups, self.inner.state = self.stepped_groups(), self.state
 
-    @property
-    def clock(self) -> int:
-        """Number of steps done."""
-        return self._clock
-
-    @property
-    def finished(self) -> bool:
-        """Whether every step of the run is done."""
-        return self._clock >= self.total_steps
-
-    def fixed_bits(self) -> dict[str, Tensor]:
-        """Return nothing: there are no quantizers while the library trains."""
-        return {}
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Do one step of the library's optimizer."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.library_step()
-        self._clock += 1
-        return loss
-
-    def library_step(self) -> None:
+    def advance(self) -> None:
         """Call the library."""
         self.library.step()
 

@@ -13,7 +13,7 @@ import geta_core as geta
 from baselines.helpers.hessian import Gram, damped_inverse, grams
 from baselines.helpers.matrix import MatrixLayer
 from baselines.helpers.post_training import in_order
-from baselines.helpers.rounding import AdaRound, adaround, initial, output_error, rectified_sigmoid
+from baselines.helpers.rounding import PUBLISHED_LAMBDA, AdaRound, adaround, initial, output_error, rectified_sigmoid
 from baselines.ptq_only import PtqOnly
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -139,6 +139,24 @@ def test_adaround_beats_rounding_to_nearest(seed: int) -> None:
     ours, theirs = (output_error(each * step, weight, xx, xx) + base for each in (levels, nearest))
     assert bool((ours <= theirs + 1e-12).all())
     assert float(ours.sum()) < 0.75 * float(theirs.sum()), (ours, theirs)
+
+
+def test_one_relative_lambda_fits_outputs_of_any_size_and_the_papers_does_not() -> None:
+    weight, xx = correlated(24, 0)
+    step = weight.abs().amax(-1, keepdim=True) / 7
+    published = AdaRound(iterations=200, regularization=PUBLISHED_LAMBDA, relative=False)
+
+    def gain(size: float, settings: AdaRound) -> tuple[Tensor, float]:
+        """The rounding where all outputs are ``size`` times as large, and its error over that of nearest."""
+        levels = adaround(weight, step, 7, xx * size**2, xx * size**2, settings)
+        gaps = [each * step - weight for each in (levels, (weight / step).round())]
+        ours, nearest = (float(((gap @ xx) * gap).sum()) for gap in gaps)
+        return levels, ours / nearest
+
+    small, large = (gain(size, AdaRound(iterations=200)) for size in (0.01, 30.0))
+    assert small[1] == pytest.approx(large[1], rel=0.05) and small[1] < 0.6
+    assert gain(0.01, published)[1] == pytest.approx(small[1], abs=0.1), "where the paper's lambda fits, so does ours"
+    assert gain(30.0, published)[1] > 0.9, "where it is too weak, what it finds is not whole"
 
 
 def test_adaround_is_near_the_best_of_all_roundings() -> None:
