@@ -10,7 +10,8 @@ from torch import Tensor
 
 from baselines.annc import Annc, AnncOptimizer, Choice, Grid, best_within, project, quantized
 from baselines.helpers.masks import first_step
-from tests.baselines.nets import STEPS, accuracy, batches, resumed, start, train
+from geta_core.errors import ConfigError
+from tests.baselines.nets import STEPS, accuracy, batches, resumed, small_net, start, train
 
 WIDTHS = (2, 3, 4)
 
@@ -145,6 +146,20 @@ def test_bops_can_be_asked_for() -> None:
     prepared, optimizer = start(method)
     train(prepared, optimizer, batches(STEPS))
     assert abs(method.finish(prepared, []).report.relative_bops / 0.03 - 1) < 0.1
+
+
+@pytest.mark.parametrize(("target", "inputs"), [(0.03, 8), (0.0105, 5), (0.004, 2)])
+def test_inputs_are_as_wide_as_the_target_allows(target: float, inputs: int) -> None:
+    method = Annc(activation_bits=8, match_bops=target).matched(small_net(), batches(1)[0][0])
+    assert method.activation_bits == inputs
+    # All layers of this net are quantized: 2 bits of weights are the least.
+    assert 2 * inputs / 1024 <= 1.1 * target < 2 * (inputs + 1) / 1024 or inputs == 8
+
+
+def test_a_target_below_all_widths_is_refused() -> None:
+    for asked, least in ((8, "0.003906"), (None, "0.0625")):
+        with pytest.raises(ConfigError, match=f"the range is {least} to "):
+            Annc(activation_bits=asked, match_bops=0.001).matched(small_net(), batches(1)[0][0])
 
 
 @pytest.mark.parametrize("at", [20, STEPS - 5])

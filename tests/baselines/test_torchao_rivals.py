@@ -47,6 +47,12 @@ def test_even_shares() -> None:
     assert sum(even_shares([32, 64, 96], 100, 1)) == 100
 
 
+def test_pats_lasso_has_no_number_of_groups_to_match() -> None:
+    with pytest.raises(ConfigError, match=r"match_bops=0\.01 needs method\.prox=constraint"):
+        Pat(prox="lasso", match_bops=0.01).matched(small_net(), batches(1)[0][0])
+    assert "prox" not in Pat.SEARCH and "reg_lambda" not in Pat.SEARCH
+
+
 @pytest.mark.needs("torchao")
 def test_parq_ends_on_its_grid_and_finishing_changes_nothing() -> None:
     method = Parq(weight_bits=3)
