@@ -2,8 +2,8 @@
 
 Quantizers, gradients of the step sizes and their scaling are the library's; model, data, optimizer, course of the
 learning rate, pruning and accounting are those of ``prune_then_qat``. Where it differs from this project's LSQ: steps
-begin at the range that a moving average has seen, and the gradient of an input's step is scaled by the elements of the
-whole batch instead of one example's.
+begin at the range that a moving average has seen; the gradient of an input's step is scaled by the elements of the
+whole batch instead of one example's; and values less than half a step beyond the range count as inside it.
 """
 
 from __future__ import annotations
