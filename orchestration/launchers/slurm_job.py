@@ -240,7 +240,7 @@ def _go_on_later(place: RunDirectory, folder: LaunchFolder, requeues: Requeues, 
     if scheduler.state_now(number) != "RUNNING" or folder.cancelled.exists():
         folder.tell_end(0, end)
         return
-    requeues.ended(began, saved_step(place.checkpoints), reason)
+    requeues.ended(began, saved_step(place.checkpoints), reason, getattr(end, "tried", True))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which Slurm ends this process now
     scheduler.requeue(number)
     time.sleep(PATIENCE)

@@ -8,14 +8,13 @@ environment alone (``slurm_settings.TOKEN``); what the tasks tell each other lie
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,8 @@ SERVICES = (
 WORKER_PORTS = 10
 COMES_UP = 300.0
 """Seconds for which a part of the cluster may be coming up."""
+TRIES = 3
+"""Times that Ray is started on a node: on a busy machine it may take longer than the half minute that Ray allows."""
 LOOK_EVERY = 0.3
 """Seconds between looks at Ray's process and at the words of the others."""
 LOOK_FOR_END = 2.0
@@ -50,7 +51,16 @@ LOOK_FOR_END = 2.0
 
 
 class ClusterLostError(Exception):
-    """A part of Ray is gone, and the job with it: it has to start again as a whole."""
+    """A part of Ray is gone, and the job with it: it has to start again as a whole.
+
+    Args:
+        message: what is gone.
+        tried: whether the run had a chance to make progress before.
+    """
+
+    def __init__(self, message: str, tried: bool = True) -> None:
+        super().__init__(message)
+        self.tried = tried
 
 
 def work_with_ray(
@@ -72,15 +82,28 @@ def work_with_ray(
     """
     folder, name = LaunchFolder(place), f"{job_number()}-{restarts()}"
     requeues = Requeues(folder.path / COUNTS, name, config.launcher.max_failures)
-    with contextlib.ExitStack() as held:
-        address: str | None = None
-        check: Callable[[], None] = _nothing
-        patience = 0.0
-        if config.launcher.nodes > 1:
-            head = held.enter_context(_head(folder, config.launcher, stop))
-            address, check, patience = f"{head.host}:{head.port}", head.check, COMES_UP
-        settings = ray_settings(config.launcher, address)
-        Launch(config, place, settings, requeues, about, began, name, check, patience).run(stop)
+    if config.launcher.nodes == 1:
+        Launch(config, place, ray_settings(config.launcher, None), requeues, about, began, name).run(stop)
+        return
+    try:
+        for turn in range(TRIES):
+            before = _times_started(folder)
+            try:
+                with _head(folder, config.launcher, stop) as head:
+                    settings = ray_settings(config.launcher, f"{head.host}:{head.port}")
+                    Launch(config, place, settings, requeues, about, began, name, head.check, COMES_UP).run(stop)
+                return
+            except ClusterLostError as lost:
+                tried = _times_started(folder) > before
+                if tried or turn + 1 == TRIES:
+                    raise ClusterLostError(str(lost), tried) from None
+    finally:
+        _tell(folder, None, over=True)
+
+
+def _times_started(folder: LaunchFolder) -> int:
+    """Return how often workers have started in this run directory."""
+    return folder.timeline.read_text().count("workers started") if folder.timeline.exists() else 0
 
 
 def ray_settings(settings: LauncherSettings, address: str | None) -> LauncherSettings:
@@ -111,12 +134,24 @@ def serve(place: RunDirectory, settings: LauncherSettings) -> None:
         settings: of ``launcher=slurm``.
 
     Raises:
-        GetaError: when the head did not come up, or Ray ended by itself.
+        GetaError: when the head did not come up.
     """
-    folder = LaunchFolder(place)
-    cluster = _await_cluster(folder)
-    if not cluster["address"]:
-        return
+    folder, left = LaunchFolder(place), 0
+    known: dict[str, Any] = {}
+    while not (cluster := _await_cluster(folder))["over"]:
+        if cluster != known:
+            known, left = cluster, TRIES
+        if left == 0:
+            write_json(folder.path / LOST.format(task()), {**_this_start(), "node": node()})
+        if left <= 0:  # the first task puts the job into the queue
+            time.sleep(LOOK_FOR_END)
+        elif _join(folder, settings, cluster):
+            continue
+        left -= 1
+
+
+def _join(folder: LaunchFolder, settings: LauncherSettings, cluster: Mapping[str, Any]) -> bool:
+    """Run Ray on this node while the head is where it was; return False where Ray has ended by itself."""
     own = address_towards(cluster["address"])
     options = {"address": cluster["address"], **_ports(own, head=False)}
     with _ray(folder, settings, own, options) as process:
@@ -126,11 +161,8 @@ def serve(place: RunDirectory, settings: LauncherSettings) -> None:
             if time.monotonic() - looked > LOOK_FOR_END:
                 looked = time.monotonic()
                 if _cluster(folder) != cluster:
-                    return
-        write_json(folder.path / LOST.format(task()), {**_this_start(), "node": node()})
-        until = time.monotonic() + COMES_UP
-        while _cluster(folder) == cluster and time.monotonic() < until:  # the first task puts the job into the queue
-            time.sleep(LOOK_EVERY)
+                    return True
+    return False
 
 
 def _ports(address: str, head: bool) -> dict[str, str]:
@@ -186,21 +218,21 @@ def _head(folder: LaunchFolder, settings: LauncherSettings, stop: StopRequest) -
     """Start Ray's head and say where it is; in the end it is gone and the other nodes are told to leave."""
     for left in folder.path.glob(LOST.format("*")):
         left.unlink(missing_ok=True)
-    try:
-        own = own_address(node())
-        options = {"head": "", "include-dashboard": "false", **_ports(own, head=True)}
-        with _ray(folder, settings, own, options) as process:
-            head = Head(folder, process, own, int(options["port"]))
-            head.await_up(stop)
-            _tell_address(folder, f"{own}:{head.port}")
+    own = own_address(node())
+    options = {"head": "", "include-dashboard": "false", **_ports(own, head=True)}
+    with _ray(folder, settings, own, options) as process:
+        head = Head(folder, process, own, int(options["port"]))
+        head.await_up(stop)
+        _tell(folder, f"{own}:{head.port}")
+        try:
             yield head
-            _tell_address(folder, None)  # they leave while Ray ends here
-    finally:
-        _tell_address(folder, None)
+        finally:
+            _tell(folder, None)  # they leave while Ray ends here
 
 
-def _tell_address(folder: LaunchFolder, address: str | None) -> None:
-    write_json(folder.path / CLUSTER, {**_this_start(), "address": address})
+def _tell(folder: LaunchFolder, address: str | None, over: bool = False) -> None:
+    """Tell the other tasks where the head is, and whether they are still needed."""
+    write_json(folder.path / CLUSTER, {**_this_start(), "since": time.time(), "address": address, "over": over})
 
 
 @contextmanager
@@ -241,11 +273,12 @@ def _ray(
 
 
 def _await_cluster(folder: LaunchFolder) -> dict[str, Any]:
-    """Return where this start's head is, once it is up; without an address where it will not come up."""
+    """Return where this start's head is, once it is up, or that this node is not needed any more."""
     end = time.monotonic() + COMES_UP
     while time.monotonic() < end:
         found = _cluster(folder)
-        if {key: found.get(key) for key in _this_start()} == _this_start():
+        ours = {key: found.get(key) for key in _this_start()} == _this_start()
+        if ours and (found["address"] or found["over"]):
             return found
         time.sleep(LOOK_EVERY)
     raise GetaError(f"Ray's head was not seen in {COMES_UP:.0f} s in {folder.path / CLUSTER}: do the nodes share it?")
@@ -266,10 +299,6 @@ def _log(folder: LaunchFolder) -> Path:
 def _last_line(folder: LaunchFolder) -> str:
     lines = _log(folder).read_text(errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[:300]
-
-
-def _nothing() -> None:
-    """Check nothing: on one node Ray belongs to its driver, which is watched anyway."""
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -183,8 +183,8 @@ def the_head_dies(run: Submission) -> None:
 
 
 def a_raylet_dies(run: Submission) -> None:
-    kill(run, "raylet")
-    requeued(run)
+    kill(run, "raylet/raylet")
+    until(lambda: "goes on after step" in log(run), "the node joins again, in the same job")
 
 
 def a_node_dies(run: Submission) -> None:
