@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,22 @@ def commands(plan: Plan) -> Iterator[str]:
 
 def arguments_of(config: Config) -> list[str]:
     """Return arguments that compose to the same configuration."""
-    choices = [f"{group}={getattr(config, group).name}" for group in ("task", "model", "method")]
-    wanted, plain = config.flat(), compose(choices).flat()
-    if wanted["optimizer.name"] != plain["optimizer.name"]:
-        choices.append(f"optimizer={wanted['optimizer.name']}")
-    if wanted["scheduler.name"] != plain["scheduler.name"]:
-        choices.append(f"scheduler={wanted['scheduler.name']}")
-    plain = compose(choices).flat()
+    choices = tuple(f"{group}={getattr(config, group).name}" for group in ("task", "model", "method"))
+    wanted, plain = config.flat(), _plain(choices)
+    chosen = ("optimizer", "scheduler")
+    choices += tuple(f"{group}={wanted[f'{group}.name']}" for group in chosen if _differs(group, wanted, plain))
+    plain = _plain(choices)
     changed = {key: value for key, value in wanted.items() if plain.get(key) != value}
     return [*choices, *(f"{key}={_written(value)}" for key, value in changed.items())]
+
+
+def _differs(group: str, wanted: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
+    return bool(wanted[f"{group}.name"] != plain[f"{group}.name"])
+
+
+@cache
+def _plain(choices: tuple[str, ...]) -> Mapping[str, Any]:
+    return compose(choices).flat()
 
 
 def _written(value: Any) -> str:

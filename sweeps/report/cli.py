@@ -10,7 +10,7 @@ from orchestration.console import guarded, write
 from sweeps.command import read_line
 
 HELP = """\
-usage: geta report STUDY [output=FILE.html] [reference=CELL]
+usage: geta report STUDY [output=FILE.html] [reference=CELL] [--track]
 
 Write one self-contained HTML page about every run at or below the folder STUDY: means, paired differences with
 corrected intervals, the front of accuracy and relative BOPs, bits and channels of every layer, stages, and the
@@ -18,6 +18,7 @@ command, commit and digest of each run. Works on what `geta compare`, `geta abla
 
   output      the page (default STUDY/report.html)
   reference   cell that the others are compared with (default: base, or GETA, or the first)
+  --track     also hand the pictures to the MLflow stores of the runs, as a run named "figures"
 """
 
 
@@ -32,11 +33,11 @@ def main(arguments: Sequence[str]) -> int:
 def _main(arguments: Sequence[str]) -> int:
     from sweeps.report.page import report
 
-    given = read_line(arguments, (), {"output": (str | None, None), "reference": (str | None, None)})
+    given = read_line(arguments, ("--track",), {"output": (str | None, None), "reference": (str | None, None)})
     if len(given.names) != 1 or given.values:
         raise ConfigError([f"one folder must be named, but got {[*given.names, *given.values]}"])
     folder = Path(given.names[0]).expanduser().absolute()
     output = Path(given.own["output"]) if given.own["output"] else folder / "report.html"
-    found = report(folder, output, given.own["reference"])
+    found = report(folder, output, given.own["reference"], "--track" in given.flags)
     write(f"{sum(map(len, found.results.values()))} runs in {len(found.results)} cells: {output}")
     return 0

@@ -13,6 +13,7 @@ from orchestration.files import write_text
 from orchestration.result import RunResult
 from sweeps.cells import bits_text, interval_text, mean_text
 from sweeps.figures import draw_study
+from sweeps.figures.tracked import log_figures
 from sweeps.grid import Found
 from sweeps.pareto import area, front, points_of
 from sweeps.render import Sheet, render
@@ -39,13 +40,14 @@ TITLES = {
 }
 
 
-def report(folder: Path, output: Path, reference: str | None = None) -> Found:
+def report(folder: Path, output: Path, reference: str | None = None, track: bool = False) -> Found:
     """Write the page about all runs at or below a folder.
 
     Args:
         folder: of the runs: a study, an ablation, a table, a comparison.
         output: HTML file.
         reference: cell that the others are compared with; if not given, one called base or geta, else the first.
+        track: also hand the pictures to the MLflow stores of the runs.
 
     Raises:
         ConfigError: when there is no complete run, or no cell of that name.
@@ -58,6 +60,8 @@ def report(folder: Path, output: Path, reference: str | None = None) -> Found:
     differences = paired_differences(values, chosen)
     with TemporaryDirectory() as temporary:
         files = draw_study(found, Path(temporary), folder.name, differences)
+        if track:
+            log_figures(found.folders(), files)
         pictures = {file.stem: base64.b64encode(file.read_bytes()).decode() for file in files}
     parts = [
         *_summary(found, folder),

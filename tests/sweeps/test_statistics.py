@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sweeps.statistics import paired_differences
+from sweeps.statistics import Mean, paired_differences, resolution
 
 
 def by_seed(values: list[float]) -> dict[int, float]:
@@ -67,3 +67,30 @@ def test_equal_values_differ_in_nothing() -> None:
     found = paired_differences({"geta": {0: 1.0, 1: 2.0}, "same": {0: 1.0, 1: 2.0}, "one": {0: 2.0, 1: 3.0}}, "geta")
     assert (found["same"].mean, found["same"].decided) == (0.0, False)
     assert (found["one"].mean, found["one"].low, found["one"].high, found["one"].decided) == (1.0, 1.0, 1.0, True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=9).filter(lambda values: max(values) - min(values) > 1e-3))
+def test_means_against_scipy(values: list[float]) -> None:
+    found = Mean.of(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert (found.mean, found.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)), abs=1e-9)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+    assert found.half == pytest.approx((high - low) / 2, rel=1e-9)
+
+
+def test_few_values_have_no_interval() -> None:
+    assert (Mean.of([]).count, Mean.of([3.0]).mean, Mean.of([3.0]).high) == (0, 3.0, math.inf)
+    same = Mean.of([2.0, 2.0, 2.0])
+    assert (same.sd, same.low, same.high) == (0.0, 2.0, 2.0)
+
+
+def test_a_winner_is_named_only_where_the_interval_excludes_zero() -> None:
+    values = {"geta": [98.0, 98.2, 98.1], "far": [90.0, 90.3, 90.1], "near": [98.1, 98.0, 98.3]}
+    found = paired_differences({name: by_seed(own) for name, own in values.items()}, "geta")
+    said = resolution(found)
+    assert "3 pairs of seeds" in said and "2 comparisons (Holm)" in said
+    assert "told from zero: far (-7.97)" in said and "near" not in said
+    assert "no winner" in resolution({"near": found["near"]})
+    assert "one pair of seeds" in resolution(paired_differences({"geta": {0: 1.0}, "x": {0: 9.0}}, "geta"))
+    assert "no pair of seeds" in resolution({})

@@ -1,0 +1,115 @@
+"""Every committed record is read again, the pages show what the records hold, and a damaged record is found."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.cli_records import main
+from sweeps.grid import Found
+from sweeps.pages import rewritten
+from sweeps.records import check_records, faults_of, run_record, save_record
+from tests.sweeps.made import config, result
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_repository_s_records_hold_and_its_pages_show_them(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main([f"root={ROOT}"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert "0 faults" in captured.out
+    assert int(captured.out.split()[0]) > 85
+
+
+def good() -> dict[str, Any]:
+    return run_record(result(98, 1), config(), "geta")
+
+
+def test_a_good_record_has_no_fault() -> None:
+    assert faults_of(good()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda row: row.pop("seconds"), "must hold seconds"),
+        (lambda row: row["environment"].pop("command"), "environment must hold command"),
+        (lambda row: row["environment"]["versions"].pop("torch"), "versions must hold torch"),
+        (lambda row: row["environment"]["code"].update(modified=True), "had been modified"),
+        (lambda row: row["environment"]["code"].update(commit="abc"), "must be a commit"),
+        (lambda row: row.update(digest="zz"), "digest"),
+        (lambda row: row["config"].update({"method.sparsity": 0.9}), "digest must be that of its configuration"),
+        (lambda row: row.update(seed=3), "run.seed is 0 in its configuration and 3 beside it"),
+        (lambda row: row.update(weight_bits=40.0), "weight_bits must lie in 1 to 32"),
+        (lambda row: row["metrics"].update({"test/accuracy": 98.0}), "metrics.test/accuracy must lie in 0 to 1"),
+        (lambda row: row["metrics"].pop("test/accuracy"), "metrics must hold test/accuracy"),
+        (lambda row: row.update(relative_bops=0.02), "relative_bops must be that of its layers"),
+        (lambda row: row.update(relative_bops=float("nan")), "relative_bops"),
+        (lambda row: row["seconds"].pop("train"), "seconds must hold train"),
+    ],
+)
+def test_damage_is_found(damage: Callable[[dict[str, Any]], Any], words: str) -> None:
+    row = copy.deepcopy(good())
+    damage(row)
+    assert any(words in fault for fault in faults_of(row)), faults_of(row)
+
+
+def written(folder: Path) -> Path:
+    plan = {"geta": {0: config(), 1: config(seed=1)}, "dense": {0: config(), 1: config(seed=1)}}
+    results = {
+        cell: {seed: result(accuracy + seed, 1.0, seed=seed, digest=plan[cell][seed].digest()) for seed in (0, 1)}
+        for cell, accuracy in (("geta", 98.0), ("dense", 97.0))
+    }
+    difference = {"dense": {"mean": -1.0}}
+    head = {"kind": "comparison", "reference": "geta", "differences": difference}
+    save_record(Found(plan, results), head, folder / "some.json")
+    (folder / "README.md").write_text("| `some.json` | something |\n")
+    return folder / "some.json"
+
+
+def test_a_folder_of_records_is_checked(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert check_records(tmp_path) == (4, [])
+    content = json.loads(path.read_text())
+    content["differences"]["dense"]["mean"] = -2.0
+    path.write_text(json.dumps(content))
+    assert any("difference of dense to geta" in fault for fault in check_records(tmp_path)[1])
+    path.write_text("[]")
+    assert any("holds no run" in fault for fault in check_records(tmp_path)[1])
+    path.write_text("{")
+    assert any("is no record" in fault for fault in check_records(tmp_path)[1])
+    path.rename(tmp_path / "other.json")
+    faults = check_records(tmp_path)[1]
+    assert any("does not name it" in fault for fault in faults)
+    assert any("names some.json, which is not there" in fault for fault in faults)
+    (tmp_path / "list.jsonl").write_text('{"commit": "12345678"}\n{"commit": 3}\nnothing\n')
+    assert sum("list.jsonl: line" in fault for fault in check_records(tmp_path)[1]) == 2
+
+
+def test_pages_are_rewritten_from_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "docs" / "records"
+    folder.mkdir(parents=True)
+    path = written(folder)
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- records: docs/records/some.json -->\nold\n<!-- end of records -->\nafter\n")
+    assert main([f"root={tmp_path}"]) == 2
+    assert "geta check-records --write" in capsys.readouterr().err
+    assert page.read_text().count("\nold\n") == 1
+    assert main([f"root={tmp_path}", "--write"]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
+    assert "| dense    |      97.50 ± 0.71 |" in text and "2 pairs of seeds" in text
+    assert rewritten(text, tmp_path) == text
+    assert main([f"root={tmp_path}"]) == 0
+    # A number in the page that the record does not hold is a fault, and so is a record that is gone.
+    page.write_text(text.replace("97.50", "99.50"))
+    assert main([f"root={tmp_path}"]) == 2
+    path.unlink()
+    assert main([f"root={tmp_path}"]) == 2
+    assert main([str(tmp_path / "nowhere")]) == 2
