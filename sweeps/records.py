@@ -108,16 +108,14 @@ def check_records(folder: Path) -> tuple[int, list[str]]:
         own, count = _lines(path) if path.suffix == ".jsonl" else _file(path)
         faults.extend(f"{path}: {fault}" for fault in own)
         runs += count
-    rows = [line for line in listed.splitlines() if line.startswith("| `")]
-    for name in re.findall(r"`([\w.-]+\.jsonl?)`", "\n".join(rows)):
-        if not (folder / name).is_file():
-            faults.append(f"{index} names {name}, which is not there")
     return runs, faults
 
 
 def _file(path: Path) -> tuple[list[str], int]:
     try:
         record = read_record(path)
+        if "results" not in record and "method" not in record:  # of a measurement, not of runs
+            return _measurement_faults(record), 1
         rows = runs_of(record)
     except (ArtifactError, TypeError) as error:
         return [str(error)], 0
@@ -131,6 +129,15 @@ def _file(path: Path) -> tuple[list[str], int]:
     if not faults and "differences" in record:
         faults += list(_difference_faults(record))
     return faults, len(rows)
+
+
+def _measurement_faults(record: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a record of a benchmark: it must say where its numbers are from."""
+    about = record.get("environment")
+    if not isinstance(about, Mapping):
+        return ["must hold runs, or the environment of a measurement"]
+    missing = [key for key in OF_ENVIRONMENT if not about.get(key)]
+    return [f"environment must hold {', '.join(missing)}"] if missing else []
 
 
 def _lines(path: Path) -> tuple[list[str], int]:

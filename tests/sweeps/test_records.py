@@ -87,7 +87,10 @@ def test_a_folder_of_records_is_checked(tmp_path: Path) -> None:
     path.rename(tmp_path / "other.json")
     faults = check_records(tmp_path)[1]
     assert any("does not name it" in fault for fault in faults)
-    assert any("names some.json, which is not there" in fault for fault in faults)
+    (tmp_path / "other.json").write_text(json.dumps({"points": [1], "environment": good()["environment"]}))
+    assert not any("environment" in fault for fault in check_records(tmp_path)[1])
+    (tmp_path / "other.json").write_text('{"points": [1]}')
+    assert any("environment of a measurement" in fault for fault in check_records(tmp_path)[1])
     (tmp_path / "list.jsonl").write_text('{"commit": "12345678"}\n{"commit": 3}\nnothing\n')
     assert sum("list.jsonl: line" in fault for fault in check_records(tmp_path)[1]) == 2
 
