@@ -9,7 +9,7 @@ from typing import Any
 from baselines.registry import METHODS
 from orchestration.compose import Composition, trace, trace_load
 from orchestration.config import CHOICES, SETTINGS, TASK_STATES, Config
-from orchestration.console import guarded, write
+from orchestration.console import Parser, guarded, write
 from orchestration.tasks import TASKS
 
 DESCRIPTION = """\
@@ -21,7 +21,7 @@ STATED = "stated by the task"
 
 def main(arguments: Sequence[str]) -> int:
     """Show a configuration."""
-    parser = argparse.ArgumentParser("geta config", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("geta config", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("values", nargs="*", metavar="group=NAME or group.key=VALUE", help="as for `geta run`")
     parser.add_argument("--config", help="start from a resolved configuration")
     parser.add_argument("--config-dir", help="search this folder before the built-in group files")

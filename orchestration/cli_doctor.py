@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestration.console import guarded, write
+from orchestration.console import Parser, guarded, write
 from orchestration.rundir import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ time in the queue; --quick takes seconds, but does not wait for the warning befo
 
 def main(arguments: Sequence[str]) -> int:
     """Examine the cluster from the command line."""
-    parser = argparse.ArgumentParser("geta doctor", description=DESCRIPTION)
+    parser = Parser("geta doctor", description=DESCRIPTION)
     parser.add_argument("--partition", help="the same as launcher.partition=NAME")
     parser.add_argument("--folder", default=DEFAULT_ROOT, help="where the runs will lie (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="do not wait for a time limit")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from orchestration.console import USER_ERROR, complain, guarded, write
+from orchestration.console import USER_ERROR, Parser, complain, guarded, write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("geta inspect", add_help=False, allow_abbrev=False)
+    parser = Parser("geta inspect", add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     for option in ("--config", "--config-dir", "--inputs", "--json", "--svg"):
         parser.add_argument(option)

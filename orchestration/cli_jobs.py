@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from geta_core.errors import ConfigError
-from orchestration.console import guarded, table, write
+from orchestration.console import Parser, guarded, table, write
 from orchestration.rundir import DEFAULT_ROOT
 
 LOOK_EVERY = 1.0
@@ -20,7 +19,7 @@ SLURM_EVERY = 10
 
 def status(arguments: Sequence[str]) -> int:
     """Show how far runs are."""
-    parser = argparse.ArgumentParser("geta status", description="Say how far runs are; Slurm is asked about its jobs.")
+    parser = Parser("geta status", description="Say how far runs are; Slurm is asked about its jobs.")
     parser.add_argument(
         "folders", nargs="*", help=f"run directories, or folders that hold some (default: {DEFAULT_ROOT})"
     )
@@ -30,7 +29,7 @@ def status(arguments: Sequence[str]) -> int:
 
 def logs(arguments: Sequence[str]) -> int:
     """Print what a run has written."""
-    parser = argparse.ArgumentParser("geta logs", description="Print the output of a run under Slurm or Ray.")
+    parser = Parser("geta logs", description="Print the output of a run under Slurm or Ray.")
     parser.add_argument("directory", help="of the run")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     given = parser.parse_args(arguments)
@@ -39,7 +38,7 @@ def logs(arguments: Sequence[str]) -> int:
 
 def cancel(arguments: Sequence[str]) -> int:
     """End jobs for good."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "geta cancel",
         description="End the Slurm job of each run. It saves its state first where Slurm leaves it the time; "
         "the command that launched the run goes on from there.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from geta_core.errors import ConfigError
 from orchestration.config import Config
-from orchestration.console import complain, guarded, write
+from orchestration.console import Parser, complain, guarded, write
 from orchestration.result import RunResult
 from orchestration.rundir import SHOWN, RunDirectory, differences
 from orchestration.values import read_yaml
@@ -37,7 +36,7 @@ changed. Says what differs in code and versions; where no deciding key was chang
 
 def main(arguments: Sequence[str]) -> int:
     """Repeat a run from the command line."""
-    parser = argparse.ArgumentParser("geta repeat", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser("geta repeat", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("directory", help="run directory")
     parser.add_argument("values", nargs="*", metavar="group.key=VALUE", help="what is to be different")
     given = parser.parse_intermixed_args(arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from baselines import matching
 from baselines.listing import summaries
 from baselines.schema import REQUIRED, Option, describe, options_of
 from orchestration.config import CHOICES, SETTINGS, Config, choice_names, choice_options
-from orchestration.console import guarded, write
+from orchestration.console import Parser, guarded, write
 from orchestration.result import RunResult
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str], program: str = "geta run") -> int:
 
 
 def _main(arguments: Sequence[str], program: str) -> int:
-    parser = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
+    parser = Parser(program, add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--config")
     parser.add_argument("--config-dir")

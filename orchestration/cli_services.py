@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from baselines.schema import describe, options_of
-from orchestration.console import guarded, write
+from orchestration.console import Parser, guarded, write
 from orchestration.services.settings import FILE, ServicesSettings, read_settings
 
 DOWN = 1
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         f"({describe(option.annotation)})\n      {option.doc}"
         for option in options_of(ServicesSettings).values()
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "geta services", description=DESCRIPTION, epilog=f"keys:\n{keys}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

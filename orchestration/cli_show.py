@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from baselines.schema import REQUIRED, describe
 from geta_core.errors import ArtifactError
-from orchestration.console import guarded, table, write
+from orchestration.console import Parser, guarded, table, write
 
 
 def models(arguments: Sequence[str]) -> int:
@@ -28,14 +27,14 @@ def methods(arguments: Sequence[str]) -> int:
 
 def measure(arguments: Sequence[str]) -> int:
     """Check a saved model and print its accounting."""
-    parser = argparse.ArgumentParser("geta measure", description="Check a compressed model and print what it costs.")
+    parser = Parser("geta measure", description="Check a compressed model and print what it costs.")
     parser.add_argument("directory", help="a run directory, or an artifact")
     given = parser.parse_args(arguments)
     return guarded(lambda: _measure(Path(given.directory)))
 
 
 def _list(group: str, program: str, arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(program, description=f"List what {group}=NAME can be, with its keys.")
+    parser = Parser(program, description=f"List what {group}=NAME can be, with its keys.")
     parser.add_argument("name", nargs="*", help="only these")
     given = parser.parse_args(arguments)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from geta_core.errors import ConfigError
-from orchestration.console import complain, guarded, write
+from orchestration.console import Parser, complain, guarded, write
 
 DEFAULT_ROOT = "runs"
 INCOMPLETE = 1
@@ -21,7 +20,7 @@ A run whose process is gone is set to FAILED or KILLED; one that is running send
 
 def main(arguments: Sequence[str]) -> int:
     """Synchronize runs from the command line."""
-    parser = argparse.ArgumentParser("geta sync", description=DESCRIPTION)
+    parser = Parser("geta sync", description=DESCRIPTION)
     parser.add_argument(
         "runs", nargs="*", default=[DEFAULT_ROOT], help="run directories, or folders of them (default: runs)"
     )

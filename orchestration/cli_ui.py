@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from geta_core.errors import ConfigError, GetaError
-from orchestration.console import guarded, write
+from orchestration.console import Parser, guarded, write
 from orchestration.services.processes import SERVER, answers, end_group, free_port, mlflow_command, wait_for
 from orchestration.services.settings import HOST
 from orchestration.tracking.base import uri_faults
@@ -31,7 +31,7 @@ went to a server, its address is shown.
 
 def main(arguments: Sequence[str]) -> int:
     """Serve the pages until the command is interrupted."""
-    parser = argparse.ArgumentParser("geta ui", description=DESCRIPTION)
+    parser = Parser("geta ui", description=DESCRIPTION)
     parser.add_argument("folder", nargs="?", default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)")
     parser.add_argument("--uri", help="another store, as tracker.uri names it: a server, SQLite file or PostgreSQL")
     parser.add_argument("--port", type=_port, default=5000, help="first port to try (default: %(default)s)")
@@ -41,10 +41,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"must be in 1 .. 65535, but got {port}")
-    return port
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number in 1 .. 65535, but got {text}")
+    return int(text)
 
 
 def _main(folder: Path, uri: str | None, port: int, browser: bool) -> int:

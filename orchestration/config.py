@@ -120,8 +120,11 @@ class LauncherSettings:
             )
         elif self.strategy != "ddp":
             faults.append(f"launcher.strategy must be ddp, but got {self.strategy!r}")
-        if self.gpus_per_worker > 1 and not float(self.gpus_per_worker).is_integer():
-            faults.append(f"launcher.gpus_per_worker above 1 must be whole, but got {self.gpus_per_worker:g}")
+        if self.gpus_per_worker > 1:
+            faults.append(
+                f"launcher.gpus_per_worker must be at most 1, but got {self.gpus_per_worker:g}: each worker computes "
+                "on one GPU; raise launcher.workers instead"
+            )
         gpus = "gpus_per_node" if self.name == "slurm" else "gpus_per_worker"
         if self.sync_batchnorm and not getattr(self, gpus):
             faults.append(f"launcher.sync_batchnorm needs GPUs; set launcher.{gpus}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
+from typing import NoReturn
 
 from geta_core.errors import ConfigError, GetaError
 from orchestration.signals import StoppedError
@@ -21,8 +24,18 @@ def write(text: str = "") -> None:
 
 
 def complain(text: str) -> None:
-    """Write one line to the error stream."""
-    sys.stderr.write(f"geta: {' '.join(text.split())}\n")
+    """Write one line to the error stream; where that is a file on a full disk, the exit code has to do."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"geta: {' '.join(text.split())}\n")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a command line; what is wrong with it becomes one line, as everything else that the user can put right."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and leave with exit code 2."""
+        complain(f"{message}; `{self.prog} --help` shows what there is")
+        sys.exit(USER_ERROR)
 
 
 def guarded(command: Callable[[], int]) -> int:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from geta_core.errors import GetaError
+
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says when a disk, or the user's share of it, is full."""
 
 
 @contextmanager
@@ -54,3 +60,41 @@ def sha256(path: Path) -> str:
     """Return the checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def room_for(folder: Path, then: str) -> Iterator[None]:
+    """Say in one line that a disk is full, whichever write found that out.
+
+    Args:
+        folder: what is written to.
+        then: what happens once there is room again.
+
+    Raises:
+        GetaError: in place of the error of the write.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        existing = next(each for each in (folder, *folder.parents) if each.exists())
+        free = shutil.disk_usage(existing).free
+        full = f"there must be room in {folder}, but its disk is full ({free:,} bytes free)"
+        raise GetaError(f"{full}; {then}") from error
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error comes from a full disk: itself, or what it was raised from or during.
+
+    Libraries that write from C++ or Rust pass the system's words on, not its number.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False

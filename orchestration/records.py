@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("geta", "torch", "numpy", "scipy", "safetensors", "PyYAML", "hydra-core", "mlflow", "scikit-learn")
+PACKAGES = (
+    *("geta", "torch", "numpy", "scipy", "safetensors", "PyYAML", "hydra-core", "mlflow", "scikit-learn"),
+    *("ray", "submitit", "optuna", "torchvision", "transformers", "timm", "torchao"),
+)
 
 LONGEST_PATCH = 1_000_000
 """Characters of a patch that is kept."""

@@ -16,6 +16,7 @@ from orchestration.assemble import assemble
 from orchestration.checkpoint import CheckpointStore
 from orchestration.conclude import conclude
 from orchestration.config import Config
+from orchestration.files import room_for
 from orchestration.loop import Surroundings, train
 from orchestration.progress import Progress, Silent, open_progress
 from orchestration.records import environment
@@ -27,6 +28,8 @@ from orchestration.tracking import open_trackers, unfinished_trackers
 from orchestration.tracking.base import Status, Tracker
 from orchestration.tracking.jsonl import Journal
 from orchestration.world import World
+
+GOES_ON = "make room, then the same command goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def run(config: Config) -> RunResult:
     place.check(config)
     if place.result.is_file():
         return finished_before(config, place)
-    return launcher(config.launcher).launch(config, place)
+    with room_for(place.path, GOES_ON):
+        return launcher(config.launcher).launch(config, place)
 
 
 def attempt(config: Config, place: RunDirectory, stop: StopRequest, setting: Setting | None = None) -> RunResult | None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import cast
 
+from orchestration.console import Parser
+
 COMMANDS = {
     "run": ("orchestration.cli_run", "main", "train, compress and measure one model"),
     "status": ("orchestration.cli_jobs", "status", "say how far runs are, here or under Slurm"),
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "geta",
         description="Joint structured pruning and mixed-precision quantization-aware training.",
         epilog=f"commands:\n{listed}\n\n`geta COMMAND --help` explains each of them.",

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -65,6 +66,18 @@ def _root() -> str | None:
     return None if os.geteuid() == 0 else "only root hands PostgreSQL to another user"
 
 
+def _small_disk() -> str | None:
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        return "only root mounts a small disk"
+    with tempfile.TemporaryDirectory() as place:
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", place]
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounted.returncode == 0:
+            subprocess.run(["umount", place], capture_output=True, check=False)
+            return None
+    return f"a tmpfs cannot be mounted here ({mounted.stderr.strip()[:100]})"
+
+
 def _slurm() -> str | None:
     for command in (["sbatch", "--version"], ["srun", "--version"], ["sinfo", "-h"], ["sacct", "-n"]):
         if shutil.which(command[0]) is None:
@@ -87,6 +100,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "proc": _proc,
     "root": _root,
     "slurm": _slurm,
+    "small_disk": _small_disk,
 }
 
 

@@ -69,10 +69,11 @@ class LaunchFolder:
         """Ask the workers to save and leave at the next step."""
         write_text(self.stop, str(signal_number))
 
-    def stamp(self, event: str, since: float) -> None:
-        """Note how long after the launch (``time.time()``) something happened."""
+    def stamp(self, event: str, since: float, when: float | None = None) -> None:
+        """Note how long after the launch (``time.time()``) something happened; now, if nothing else is said."""
+        seconds = (time.time() if when is None else when) - since
         with self.timeline.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "seconds": round(time.time() - since, 3)}) + os.linesep)
+            file.write(json.dumps({"event": event, "seconds": round(seconds, 3)}) + os.linesep)
 
     def ends(self) -> list[Path]:
         """Return the files in which workers have said how their attempt ended, by rank."""

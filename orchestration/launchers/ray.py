@@ -24,8 +24,9 @@ from geta_core.errors import GetaError
 from orchestration.config import Config, LauncherSettings
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.processes import MARK, private_folder
+from orchestration.launchers.ray_driver import NOT_UP
 from orchestration.launchers.requeue import Requeues, saved_step
-from orchestration.owner import owned
+from orchestration.owner import alive, owned
 from orchestration.records import command
 from orchestration.result import RunResult
 from orchestration.rundir import RunDirectory
@@ -39,12 +40,6 @@ LINGERS = 60.0
 """Seconds that Ray gets to shut down when the workers have said how they ended."""
 LAST_LINES = 2000
 """Bytes at the end of a log in which the reason of a failure is looked for."""
-
-
-NOT_UP = 3
-"""Exit code of a driver that could not start or join Ray: on a machine without a free processor that happens."""
-OBJECT_STORE = 80 * 2**20
-"""Bytes of Ray's shared memory; nothing of a run goes through it, and Ray asks for at least 75 MiB."""
 
 
 class Failure(NamedTuple):
@@ -103,6 +98,7 @@ class Launch:
             self._folder.open()
             failure = self._drive(f"{self.name}-{len(self.requeues.attempts)}", stop)
             self._judge(step, failure, stop)
+            self._until_let_go()
 
     def _judge(self, step: int, failure: Failure, stop: StopRequest) -> None:
         """Decide, after the driver's end, whether the run is complete, over, or to be started again."""
@@ -122,6 +118,15 @@ class Launch:
         except GetaError as error:
             raise GetaError(f"{error}; the logs are in {self._folder.path}") from None
         sys.stderr.write(f"geta: {failure.reason}; starting again from step {now}\n")
+
+    def _until_let_go(self) -> None:
+        """Wait until the workers of the attempt before have left the run directory.
+
+        On a cluster of the user's own they live until Ray has noticed that their driver is gone.
+        """
+        until = time.monotonic() + LINGERS
+        while alive(self.place.path) and time.monotonic() < until:
+            time.sleep(LOOK_EVERY)
 
     def _drive(self, attempt: str, stop: StopRequest) -> Failure:
         """Start a driver, wait for its end, and end whatever it has left; return what may have gone wrong."""
@@ -199,6 +204,7 @@ def ray_environment(settings: LauncherSettings, launch: str, temporary: Path) ->
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_prestart_worker_first_driver": "0",  # those have another environment than Ray Train asks for: never used
         "RAY_worker_niceness": "0",  # else any other process of the machine comes before the training
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import traceback
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -10,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from geta_core.errors import GetaError
+from geta_core.errors import ConfigError, GetaError
 from orchestration.config import Config, LauncherSettings
+from orchestration.files import room_for
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.ray import settings_of
 from orchestration.progress import Plain
@@ -52,30 +54,51 @@ def work(spec: dict[str, Any]) -> None:
 def _attempt(
     spec: Mapping[str, Any], place: RunDirectory, folder: LaunchFolder, rank: int, size: int, log: TextIO
 ) -> None:
-    from orchestration.run import Setting, attempt
+    from ray import get_runtime_context
+
+    from orchestration.run import GOES_ON, Setting, attempt
 
     settings = settings_of(spec)
-    config = _for_worker(Config.from_dict(spec["config"]), settings)
+    config = for_worker(Config.from_dict(spec["config"]), settings)
     if rank == 0:
         folder.stamp("workers started", spec["began"])
-    world = _meet(settings, rank, size)
+    # NCCL refuses two workers on one GPU; gloo does not.
+    own_gpu = settings.gpus_per_worker >= 1 and config.run.device != "cpu"
+    world = _meet(settings, rank, size, "cpu:gloo,cuda:nccl" if own_gpu else "gloo")
+    nodes = [each.decode() for each in world.collect(get_runtime_context().get_node_id().encode())]
     setting = Setting(
         world=world,
         show=lambda total, done, title: FirstStep(total, log, folder, spec["began"]),
-        about={**spec["about"], "workers": size},
+        about={**spec["about"], "workers": size, "nodes": nodes},
     )
-    attempt(config, place, StopFile(folder.stop), setting)
+    with room_for(place.path, GOES_ON):
+        attempt(config, place, StopFile(folder.stop), setting)
     world.close()
 
 
-def _for_worker(config: Config, settings: LauncherSettings) -> Config:
-    """Return the configuration with the device that Ray gave: a worker without a GPU must not take one."""
-    if settings.gpus_per_worker or config.run.device != "auto":
+def for_worker(config: Config, settings: LauncherSettings) -> Config:
+    """Return the configuration with the device that Ray gave: a worker without a GPU must not take one.
+
+    Raises:
+        ConfigError: when Ray gave a GPU and torch sees none; the CPU is used only where ``run.device`` says so.
+    """
+    if config.run.device != "auto":
         return config
-    return replace(config, run=replace(config.run, device="cpu"))
+    if not settings.gpus_per_worker:
+        return replace(config, run=replace(config.run, device="cpu"))
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            [
+                f"{settings.gpus_per_worker:g} GPUs are reserved for each worker, but torch {torch.__version__} sees "
+                f"none on {platform.node()}; install torch for its GPUs there, or set run.device=cpu"
+            ]
+        )
+    return config
 
 
-def _meet(settings: LauncherSettings, rank: int, size: int) -> World:
+def _meet(settings: LauncherSettings, rank: int, size: int, backend: str) -> World:
     if size == 1:
         return World()
     import ray
@@ -86,8 +109,7 @@ def _meet(settings: LauncherSettings, rank: int, size: int) -> World:
         size,
         broadcast_from_rank_zero,
         host=LOOPBACK if settings.address is None else cast(Any, ray.util).get_node_ip_address(),
-        # NCCL refuses two workers on one GPU; gloo does not.
-        backend="cpu:gloo,cuda:nccl" if settings.gpus_per_worker >= 1 else "gloo",
+        backend=backend,
         timeout_s=settings.timeout_s,
     )
 

@@ -25,7 +25,8 @@ from orchestration.config import Config, LauncherSettings
 from orchestration.files import write_json
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.processes import kill_marked, private_folder
-from orchestration.launchers.ray import OBJECT_STORE, Launch, ray_environment
+from orchestration.launchers.ray import Launch, ray_environment
+from orchestration.launchers.ray_driver import OBJECT_STORE
 from orchestration.launchers.requeue import Requeues
 from orchestration.launchers.slurm_job import job_number, node, restarts, task
 from orchestration.launchers.slurm_network import BLOCK, address_towards, answers, free_block, own_address

@@ -82,7 +82,8 @@ def follow(folder: Path, ended: Callable[[float], bool], parent: int) -> int:
     patience = Patience(intent.store(folder))
     opened = False
     while True:
-        sampler.sample_if_due()
+        with contextlib.suppress(OSError):  # a full disk: the samples are of no consequence
+            sampler.sample_if_due()
         show_life(folder)
         if not opened:
             opened = patience.attempt(copy.open)
@@ -93,7 +94,8 @@ def follow(folder: Path, ended: Callable[[float], bool], parent: int) -> int:
             patience.attempt(copy.update)
         if ended(EVERY if opened else 1.0):
             break
-    sampler.sample()  # the run waits for its end to be sent; one that died gives no sample
+    with contextlib.suppress(OSError):
+        sampler.sample()  # the run waits for its end to be sent; one that died gives no sample
     intent = Intent.read(folder) or intent
     status: Status = intent.status or "KILLED"  # a process that died without a word has written none
     until, attempts = time.monotonic() + LAST_SECONDS, 1
@@ -127,4 +129,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    # Everything is sent and closed. Python's own way out takes seconds after MLflow was imported, and the run waits.
+    os._exit(code)

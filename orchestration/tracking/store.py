@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
+from geta_core.errors import GetaError
 from orchestration.files import PARTIAL, sync_folder
 
 DATABASE = "mlflow.db"
@@ -27,7 +32,8 @@ QUIET = {
 def open_store(uri: str, experiment: str) -> tuple[Any, str]:
     """Connect to a store and make the experiment if it is new.
 
-    A new SQLite file is given its tables by whoever opens it first, under a lock; a server does that itself.
+    A new SQLite file is given its tables by whoever opens it first, and one of an older MLflow is brought up to date,
+    under a lock; a server does that itself.
 
     Args:
         uri: of a server (http, https) or a database.
@@ -45,6 +51,8 @@ def open_store(uri: str, experiment: str) -> tuple[Any, str]:
     with sqlite_lock(uri) as database:
         if database is not None and not database.exists():
             _make_tables(database)
+        elif database is not None:
+            _migrate_tables(database)
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None:
@@ -67,6 +75,38 @@ def _make_tables(database: Path) -> None:
     for each in (partial, partial.with_name(partial.name + "-journal")):
         each.unlink(missing_ok=True)
     MlflowClient(f"sqlite:///{partial}")
+    os.replace(partial, database)
+    sync_folder(database.parent)
+
+
+def _migrate_tables(database: Path) -> None:
+    """Bring the tables that an older MLflow made up to date, beside their place; the old file stays as a copy."""
+    import sqlite3
+
+    try:
+        from mlflow.store.db.utils import _get_latest_schema_revision
+    except ImportError:  # another version's place for it: MLflow itself says what is to be done
+        return
+    latest = str(_get_latest_schema_revision())  # type: ignore[no-untyped-call]
+    with contextlib.closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as old:
+        try:
+            versions = [row[0] for row in old.execute("select version_num from alembic_version")]
+        except sqlite3.OperationalError:  # no store of MLflow's, or locked: MLflow itself says so
+            return
+        if versions == [latest]:
+            return
+        partial = database.with_name(database.name + PARTIAL)
+        partial.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(partial)) as new:
+            old.backup(new)
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{partial}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise GetaError(
+            f"the tables of {database} must be those of MLflow's version here, but could not be brought up to date: "
+            f"{' '.join(done.stderr.split())[-300:]}"
+        )
+    shutil.copy2(database, database.with_name(f"{database.name}.before-{latest}"))
     os.replace(partial, database)
     sync_folder(database.parent)
 

@@ -81,6 +81,13 @@ def _step_seconds(device: torch.device) -> float:
     return min(clock.seconds(trainee.forward_backward) for _ in range(3))
 
 
+def _command_rows(device: torch.device) -> Iterator[Row]:
+    yield command.help_row()
+    yield command.local_row()
+    yield command.ray_row()
+    yield command.tracking_row(_step_seconds(device))
+
+
 def _sections(
     names: Sequence[str], device: torch.device, rounds: int
 ) -> Iterator[tuple[str, Callable[[], Iterable[Row]]]]:
@@ -89,7 +96,7 @@ def _sections(
         count = max(2, round(rounds * net.rounds))
         yield f"{net.title}; {count} rounds", partial(net_rows, net, device, count)
     yield "capture and groups", capture_rows
-    yield "command line and tracking", lambda: [command.help_row(), command.tracking_row(_step_seconds(device))]
+    yield "start-up and tracking", lambda: _command_rows(device)
 
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:

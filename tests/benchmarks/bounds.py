@@ -37,6 +37,8 @@ ANY: Mapping[tuple[str, str], float] = {
     ("capture", "bert"): 5.0,
     ("capture/linear", "bert"): 1.2,
     ("start", "geta --help"): 0.5,
+    ("start/local", "digits"): 5.0,
+    ("start/ray", "digits"): 30.0,
     ("tracking", "*"): 0.01,
 }
 RELEASED: Mapping[tuple[str, str], str] = {

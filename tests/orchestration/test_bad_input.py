@@ -204,6 +204,41 @@ def test_an_altered_result(finished_directory: Path, tmp_path: Path, capfd: pyte
     assert "result.json is no result of a run" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--bogus"], "unrecognized arguments: --bogus; `geta run --help` shows what there is"),
+        (["--bogus"], "unrecognized arguments: --bogus; `geta --help` shows"),
+        (["config", "--bogus"], "unrecognized arguments: --bogus; `geta config --help` shows"),
+        (["ui", "--port", "x"], "argument --port: must be a whole number in 1 .. 65535, but got x"),
+        (["ui", "--port", "70000"], "argument --port: must be a whole number in 1 .. 65535, but got 70000"),
+        (["ui", "nowhere"], "mlflow.db does not exist"),
+        (["sync", "nowhere"], "nowhere holds no run that is copied to MLflow"),
+        (["services", "sideways"], "argument action: invalid choice: 'sideways'"),
+        (["repeat"], "the following arguments are required: directory"),
+        (["repeat", "nowhere"], "nowhere is no run directory: it holds no resolved.yaml"),
+        (["measure", "nowhere"], "cannot read nowhere"),
+        (["status", "nowhere"], "nowhere does not exist"),
+        (["logs", "nowhere"], "nowhere does not exist"),
+        (["cancel", "nowhere"], "nowhere does not exist"),
+        (["inspect", "nothing"], "'nothing' must have the form key=value"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_other_commands_say_it_in_one_line_too(
+    folder: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    before = everything_under(folder.parent)
+    try:
+        code: int | str | None = geta(arguments)
+    except SystemExit as left:  # as the parser of a command line does
+        code = left.code
+    captured = capfd.readouterr()
+    (line,) = captured.err.splitlines()
+    assert code == 2 and line.startswith("geta: ") and words in line and captured.out == ""
+    assert everything_under(folder.parent) == before
+
+
 def test_an_unknown_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert geta(["compar"]) == 2
     assert capfd.readouterr().err == "geta: unknown command 'compar' (did you mean 'compare'?)\n"

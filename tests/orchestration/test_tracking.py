@@ -69,6 +69,32 @@ def store(empty_store: Path, tmp_path: Path) -> str:
     return f"sqlite:///{place}"
 
 
+def test_the_tables_of_an_older_mlflow_are_brought_up_to_date_once(tmp_path: Path) -> None:
+    from alembic.command import upgrade
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+    from sqlalchemy import create_engine
+
+    database = tmp_path / "mlflow.db"
+    config = _get_alembic_config(f"sqlite:///{database}")
+    script = ScriptDirectory.from_config(config)
+    before = script.get_revision(str(script.get_current_head()))
+    assert before is not None
+    Base.metadata.create_all(create_engine(f"sqlite:///{database}"))
+    upgrade(config, str(before.down_revision))
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(
+            "insert into experiments (name, lifecycle_stage, artifact_location) values ('old', 'active', 'x')"
+        )
+    client, _ = open_store(f"sqlite:///{database}", "geta")
+    assert client.get_experiment_by_name("old") is not None, "what was in it is kept"
+    (copy,) = tmp_path.glob("mlflow.db.before-*")
+    changed = database.stat().st_ino
+    open_store(f"sqlite:///{database}", "geta")
+    assert database.stat().st_ino == changed and list(tmp_path.glob("mlflow.db.before-*")) == [copy]
+
+
 def test_a_tail_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
     tail = Tail(tmp_path / JOURNAL)
     assert tail.read() == []

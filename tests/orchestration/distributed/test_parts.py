@@ -169,7 +169,7 @@ def test_marked_processes_are_found_and_ended(monkeypatch: pytest.MonkeyPatch) -
         (["launcher=ray", "launcher.strategy=fsdp"], "launcher.strategy=fsdp is not supported: groups, masks"),
         (["launcher=ray", "launcher.strategy=ddq"], "launcher.strategy must be ddp, but got 'ddq'"),
         (["launcher=ray", "launcher.sync_batchnorm=true"], "launcher.sync_batchnorm needs GPUs"),
-        (["launcher=ray", "launcher.gpus_per_worker=1.5"], "launcher.gpus_per_worker above 1 must be whole"),
+        (["launcher=ray", "launcher.gpus_per_worker=1.5"], "launcher.gpus_per_worker must be at most 1"),
         (["launcher=ray", "launcher.workers=0"], "launcher.workers must be a whole number >= 1"),
         (["launcher=rai"], "unknown launcher 'rai' (did you mean 'ray'?)"),
     ],
