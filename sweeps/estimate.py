@@ -71,7 +71,7 @@ class StepTimes:
         """Return seconds per step and the device, or None where no run on a GPU is like this one."""
         wanted = _key(config.deciding())
         for row in self._rows:
-            if row["device"] != CPU and _key(row["config"]) == wanted:
+            if row["device"] != CPU and row["steps"] and _key(row["config"]) == wanted:
                 return float(row["seconds"]["train"]) / int(row["steps"]), str(row["device"])
         return None
 
