@@ -35,6 +35,12 @@ def _gpu() -> str | None:
     return None if torch.cuda.is_available() else "torch sees no CUDA device"
 
 
+def _chromium() -> str | None:
+    if shutil.which("chromium"):
+        return None
+    return "chromium is not on PATH; on Debian: apt-get install -y --no-install-recommends chromium"
+
+
 def _compiler() -> str | None:
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
@@ -92,6 +98,7 @@ def _slurm() -> str | None:
 
 
 PROBES: dict[str, Callable[[], str | None]] = {
+    "chromium": _chromium,
     "cifar10": _cifar10,
     "compiler": _compiler,
     "gpu": _gpu,

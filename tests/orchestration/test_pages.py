@@ -1,0 +1,103 @@
+"""MLflow's pages as a browser draws them: a study's table and charts, and a run's pictures; `geta ui` on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestration.cli_sync import main as sync
+from orchestration.pictures import draw
+from orchestration.services.processes import answers, free_port
+from orchestration.tracking.jsonl import Journal
+from orchestration.tracking.views import BARS, COLUMNS, view_address
+from tests.orchestration.tracked import TAGS, copies, write_result, write_run
+from tests.orchestration.watched import Watched, outside
+
+pytestmark = [pytest.mark.needs("chromium", "proc"), pytest.mark.timeout(280)]
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = (
+    "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-dev-shm-usage", "--window-size=1800,1400", "--virtual-time-budget=20000",
+)  # fmt: skip
+
+
+def write_one(folder: Path, method: str, accuracy: float) -> None:
+    """Write the directory of a finished run of a cell, as a training leaves it."""
+    tags = {**TAGS, "geta.method": method}
+    files = ["pictures", "metrics.jsonl"]
+    write_run(folder, None, 5, cell=method, experiment="pages", tags=tags, files=files, status="FINISHED")
+    result = write_result(folder, 0, accuracy)
+    journal = Journal(folder)
+    journal.open_at(journal.offset())
+    journal.append("final", (5, 5), "joint", result.numbers())
+    assert draw(result, journal.lines(), folder / "pictures"), "needs matplotlib"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A study of two methods, and `geta ui` that shows it."""
+    runs = tmp_path_factory.mktemp("pages") / "runs"
+    write_one(runs / "one", "geta", 0.875)
+    write_one(runs / "two", "qat_only", 0.75)
+    assert sync([str(runs)]) == 0
+    port = free_port(5950)
+    command = [sys.executable, "-m", "sweeps.cli", "ui", str(runs), "--port", str(port), "--no-browser"]
+    server = Watched(command, runs / "ui.log", {}, ROOT)
+    try:
+        server.until(lambda: answers(f"http://127.0.0.1:{port}"))
+        server.until(lambda: "viewStateShareKey" in server.text())
+        found = copies(f"sqlite:///{runs / 'mlflow.db'}", "pages")
+        yield SimpleNamespace(address=f"http://127.0.0.1:{port}", server=server, runs=found, folder=runs)
+    finally:
+        server.process.send_signal(signal.SIGINT)
+        server.wait()
+    assert not server.alive()
+
+
+def drawn(address: str, folder: Path) -> str:
+    """Return the document of a page after its scripts have run."""
+    command = [*CHROMIUM, f"--user-data-dir={folder / 'browser'}", "--dump-dom", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env={**os.environ})
+    return done.stdout
+
+
+def experiment(pages: Any) -> str:
+    return str(pages.runs[0].info.experiment_id)
+
+
+def test_the_table_shows_accuracy_sparsity_bits_and_bops(pages: Any, tmp_path: Path) -> None:
+    page = drawn(view_address(pages.address, experiment(pages)), tmp_path)
+    for column in COLUMNS:
+        assert column.removeprefix("metrics.`").removesuffix("`") in page, column
+    for text in ("geta", "qat_only", "0.875", "0.75", "4.5", "0.01"):
+        assert text in page, text
+
+
+def test_the_charts_compare_two_methods(pages: Any, tmp_path: Path) -> None:
+    page = drawn(view_address(pages.address, experiment(pages), charts=True), tmp_path)
+    assert "Compressed models" in page and page.count("js-plotly-plot") >= len(BARS) // 2
+    for name in ("final/test/accuracy", "final/group_sparsity", "final/weight_bits"):
+        assert name in page, name
+    assert "geta" in page and "qat_only" in page
+
+
+def test_a_run_shows_its_pictures(pages: Any, tmp_path: Path) -> None:
+    run = next(each for each in pages.runs if each.info.run_name == "one")
+    place = f"{pages.address}/#/experiments/{experiment(pages)}/runs/{run.info.run_id}/artifacts"
+    page = drawn(f"{place}/pictures/training.png", tmp_path)
+    assert "training.png" in page and "pictures" in page
+    assert "<img" in page.partition("training.png")[2] or 'src="blob:' in page or "get-artifact" in page
+
+
+def test_the_pages_are_served_on_loopback_alone(pages: Any) -> None:
+    assert any("mlflow" in title or "uvicorn" in title for _, title in pages.server.listening), pages.server.listening
+    assert not outside(pages.server.listening)
