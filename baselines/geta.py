@@ -24,6 +24,7 @@ import geta_core as geta
 from baselines.schema import Bounds
 from baselines.search import Space, declared
 from baselines.stages import Stages, without_stage
+from geta_core.budget import Budget
 from geta_core.errors import ConfigError
 from geta_core.qasso import SaliencyWeights, VariedQASSO
 
@@ -65,6 +66,14 @@ class Geta(Stages):
     """Also prune channels that enter a LayerNorm or RMSNorm reduction."""
     recompute: bool = False
     """Recompute quantized values in the backward pass: less memory, more time."""
+    allowed_bits: tuple[int, ...] | None = None
+    """Bit widths that a quantizer may have at the end, such as [2,4,8]; null allows every whole number."""
+    budget_bops: Annotated[float, Bounds(0, 1, above=True)] | None = None
+    """Relative BOPs that the run ends at, or at most 10 % below; sparsity and bit ranges are then found."""
+    budget_bytes: Annotated[int, Bounds(1)] | None = None
+    """Bytes of stored tensors that the run ends at, or at most 10 % below; sparsity and bit ranges are then found."""
+    budget_latency: Annotated[float, Bounds(0, above=True)] | None = None
+    """Seconds per forward pass of one example that the slimmed float model takes; sparsity is then found."""
     lr_quant: Annotated[float, Bounds(0)] = 1e-4
     """Learning rate of d, q_m and t."""
     scale_step_gradient: bool = True
@@ -103,8 +112,20 @@ class Geta(Stages):
 
     def compression(self) -> geta.CompressionConfig:
         """Return the engine's configuration, checked."""
-        shared = {field.name for field in fields(geta.CompressionConfig)}
-        return geta.CompressionConfig(**{name: getattr(self, name) for name in shared})
+        shared = {field.name for field in fields(geta.CompressionConfig)} - {"budget"}
+        return geta.CompressionConfig(budget=self.budget(), **{name: getattr(self, name) for name in shared})
+
+    def budget(self) -> Budget | None:
+        """Return the one budget that is given, if any.
+
+        Raises:
+            ConfigError: when more than one is given.
+        """
+        kinds = {"budget_bops": geta.Bops, "budget_bytes": geta.Bytes, "budget_latency": geta.Latency}
+        given = [(kind, value) for name, kind in kinds.items() if (value := getattr(self, name)) is not None]
+        if len(given) > 1:
+            raise geta.ConfigError([f"only one of {', '.join(kinds)} can be given, but got {len(given)}"])
+        return given[0][0](given[0][1]) if given else None
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Find the groups and attach the quantizers."""

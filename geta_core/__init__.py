@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geta_core.accounting import Measurement
     from geta_core.artifact import load
+    from geta_core.budget import Bops, Bytes, Latency
     from geta_core.config import CompressionConfig
     from geta_core.errors import (
         ArtifactError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "geta_core.accounting": ("Measurement",),
     "geta_core.artifact": ("load",),
+    "geta_core.budget": ("Bops", "Bytes", "Latency"),
     "geta_core.config": ("CompressionConfig",),
     "geta_core.errors": (
         "ArtifactError",
@@ -50,12 +52,15 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "QASSO",
     "ArtifactError",
+    "Bops",
+    "Bytes",
     "Compressed",
     "CompressionConfig",
     "ConfigError",
     "GetaError",
     "Group",
     "Inspection",
+    "Latency",
     "Measurement",
     "Prepared",
     "PruningError",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, cast
 
 from torch import nn
 
+from geta_core.budget import Budget
 from geta_core.errors import ConfigError
 
 LOWEST_BITS, HIGHEST_BITS = 2, 16
+FOUND = ("sparsity", "weight_bits", "activation_bits")
+"""What a budget decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +50,14 @@ class CompressionConfig:
     """Also prune channels that enter a LayerNorm or RMSNorm reduction; removal is then inexact, and flagged."""
     recompute: bool = False
     """Recompute quantized values in the backward pass instead of storing them: less memory, more time."""
+    allowed_bits: tuple[int, ...] | None = None
+    """Bit widths that a quantizer may have at the end, such as (2, 4, 8); None allows every whole number."""
+    budget: Budget | None = None
+    """What the finished model may cost: Bops, Bytes or Latency. ``sparsity``, ``weight_bits`` and ``activation_bits``
+    are then found, and must stay at their defaults here."""
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "activation_bits"):
+        for name in ("weight_bits", "activation_bits", "allowed_bits"):
             value = getattr(self, name)
             if isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
@@ -60,11 +68,18 @@ class CompressionConfig:
             *_range_faults("weight_bits", self.weight_bits, self.initial_bits),
             *_range_faults("activation_bits", self.activation_bits, self.initial_bits),
             *_count_faults(self),
+            *_allowed_faults(self),
+            *_budget_faults(self),
         ]
         if self.heads not in ("head", "head_dim"):
             faults.append(f"heads must be 'head' or 'head_dim', but got {self.heads!r}")
         if faults:
             raise ConfigError(faults)
+
+    def widths(self, bounds: tuple[int, int] | None) -> tuple[int, ...]:
+        """Rising bit widths that a quantizer with these bounds may have at the end; without bounds, all up to 16."""
+        low, high = bounds or (LOWEST_BITS, HIGHEST_BITS)
+        return tuple(bits for bits in self.allowed_bits or range(low, high + 1) if low <= bits <= high)
 
 
 def _is_int(value: object) -> bool:
@@ -92,6 +107,46 @@ def _range_faults(name: str, value: object, initial: object) -> list[str]:
     if _is_int(initial) and cast(int, initial) < high:
         return [f"initial_bits must be at least the upper end of {name}, but got {initial} < {high}"]
     return []
+
+
+def _allowed_faults(config: CompressionConfig) -> list[str]:
+    allowed: object = config.allowed_bits
+    if allowed is None:
+        return []
+    whole = isinstance(allowed, tuple) and all(_is_int(bits) for bits in allowed)
+    if (
+        not whole
+        or not allowed
+        or not all(LOWEST_BITS <= bits <= HIGHEST_BITS for bits in cast(tuple[int, ...], allowed))
+    ):
+        return [f"allowed_bits must be whole numbers in [{LOWEST_BITS}, {HIGHEST_BITS}] or null, but got {allowed!r}"]
+    object.__setattr__(config, "allowed_bits", tuple(sorted(set(cast(tuple[int, ...], allowed)))))
+    return [
+        f"{name}={bounds} must hold one of allowed_bits={config.allowed_bits}; widen one of them"
+        for name in ("weight_bits", "activation_bits")
+        if config.budget is None
+        and not _range_faults(name, bounds := getattr(config, name), HIGHEST_BITS)
+        and not config.widths(bounds)
+    ]
+
+
+def _budget_faults(config: CompressionConfig) -> list[str]:
+    budget: object = config.budget
+    if budget is None:
+        return []
+    if not isinstance(budget, Budget):
+        return [f"budget must be geta.Bops(...), geta.Bytes(...), geta.Latency(...) or None, but got {budget!r}"]
+    stated = [
+        f"{f.name}={getattr(config, f.name)!r}"
+        for f in fields(config)
+        if f.name in FOUND and getattr(config, f.name) != f.default
+    ]
+    if stated:
+        return [
+            *budget.faults(),
+            f"state either a budget or {', '.join(FOUND)}, but got both: {budget} and {', '.join(stated)}",
+        ]
+    return budget.faults()
 
 
 def _count_faults(config: CompressionConfig) -> list[str]:

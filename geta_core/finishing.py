@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from geta_core.accounting import Layer, Measurement, measurement
+from geta_core.budget import Latency
+from geta_core.config import HIGHEST_BITS, LOWEST_BITS, CompressionConfig
 from geta_core.errors import PruningError, ScheduleError
 from geta_core.graph import ExampleInputs
 from geta_core.graph.capture import first_line, forget_
+from geta_core.planning import cost_of
 from geta_core.prepared import Prepared
+from geta_core.qasso.quant_update import nearest_allowed
 from geta_core.quantize import QuantSite, bake_
 from geta_core.slim.flips import flipped_share
 from geta_core.slim.graph_module import slim_graph
@@ -30,7 +34,6 @@ from geta_core.slim.verify import (
 
 TOLERANCE_32 = 1e-5
 """Largest difference in float32 without activation quantizers, relative to the largest output (at least 1)."""
-LOWEST_BITS = 2
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,27 @@ class Compressed:
 
         save(self, directory)
 
+    def export_onnx(self, path: Any, *, int4: bool = True, fold: bool = True) -> None:
+        """Write the model as ONNX: whole-number weights, quantized inputs, any batch size (see ``geta_core.export``).
+
+        Args:
+            path: of the file.
+            int4: store up to 4 bits as INT4; False takes INT8 for them, which more kernels compute with.
+            fold: multiply batch norms into the steps of the convolutions before them.
+
+        Raises:
+            GetaError: if onnx or onnxscript is missing, or the model has an operation that ONNX lacks.
+        """
+        from geta_core.export import export_onnx
+
+        export_onnx(self.model, self.weights, self.inputs, path, int4=int4, fold=fold)
+
+    def export_pt2(self, path: Any) -> None:
+        """Write the model as a program of aten operations, which ``torch.export.load`` reads without geta."""
+        from geta_core.export import export_pt2
+
+        export_pt2(self.model, self.inputs, path)
+
 
 def finish(prepared: Prepared, *, early: bool = False) -> Compressed:
     """Remove the groups that are zero, fix the bits as they are, and prove that nothing else changed.
@@ -178,15 +202,30 @@ def finish(prepared: Prepared, *, early: bool = False) -> Compressed:
             "train to the schedule's end, or pass early=True"
         )
     work, sites = copy.deepcopy((prepared.model, prepared.sites))
-    _fix_bits(sites, optimizer.fixed_bits() if optimizer is not None else {})
+    _fix_bits(sites, optimizer.fixed_bits() if optimizer is not None else {}, prepared.config)
     dead = prepared.zero_mask()
     _check_alive(prepared, dead)
     keep = prepared.graph.kept(dead)
     inexact = int((prepared.graph.inexact[prepared.graph.prunable_components()] & dead).sum())
+    if not early:
+        _check_budget(prepared, sites, dead)
     made = _slim(prepared, work, sites, dead, keep, inexact)
     weights = _weights(sites, keep, prepared)
-    report = _report(prepared, made, sites, dead)
+    report = _report(prepared, made, sites, dead, weights)
     return Compressed(made.model.eval(), report, weights, keep, made.changes, prepared.inputs)
+
+
+def _check_budget(prepared: Prepared, sites: Iterable[QuantSite], dead: Tensor) -> None:
+    """A budget of BOPs or bytes is kept."""
+    budget = prepared.budget
+    if budget is None or isinstance(budget, Latency):
+        return
+    cost = cost_of(prepared.account, dead, budget)({site.name: site.quantizer.bits().round() for site in sites})
+    if cost > budget.limit:
+        raise PruningError(
+            f"the model costs {cost:.6g} {budget.unit}, more than the budget of {budget.limit:.6g}; train with QASSO, "
+            "which keeps it, or pass early=True"
+        )
 
 
 def _check_alive(prepared: Prepared, dead: Tensor) -> None:
@@ -299,11 +338,15 @@ def _baked(model: nn.Module, sites: list[QuantSite]) -> nn.Module:
     return copied
 
 
-def _fix_bits(sites: Iterable[QuantSite], fixed: Mapping[str, Tensor]) -> None:
+def _fix_bits(sites: Iterable[QuantSite], fixed: Mapping[str, Tensor], config: CompressionConfig) -> None:
     for site in sites:
         bits = fixed.get(site.name)
-        whole = site.quantizer.bits().round() if bits is None else bits
-        site.quantizer.set_bits_(whole.to(site.quantizer.d).clamp(min=LOWEST_BITS))
+        if bits is None:
+            now = site.quantizer.bits()
+            low, high = torch.full_like(now, LOWEST_BITS), torch.full_like(now, HIGHEST_BITS)
+            free = config.allowed_bits is None
+            bits = now.round() if free else nearest_allowed(now, low, high, config.allowed_bits or ())
+        site.quantizer.set_bits_(bits.to(site.quantizer.d).clamp(min=LOWEST_BITS))
 
 
 def _weights(
@@ -322,8 +365,16 @@ def _weights(
     return found
 
 
-def _report(prepared: Prepared, made: _Made, sites: list[QuantSite], dead: Tensor) -> Report:
+def _report(
+    prepared: Prepared,
+    made: _Made,
+    sites: list[QuantSite],
+    dead: Tensor,
+    weights: Mapping[str, QuantizedWeight],
+) -> Report:
     bits = {site.name: float(site.quantizer.bits().round().mean()) for site in sites}
+    # Channels that were removed have no bits.
+    bits |= {name: float(weight.bits.double().mean()) for name, weight in weights.items()}
     widths = {site.name: site.quantizer.bits() for site in sites if site.kind == "weight"}
     layers = prepared.account.layers(dead, bits, _densities(made.model))
     parameters = prepared.account.parameters(dead)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from geta_core.accounting import FLOAT_BITS, Account, Measurement, average_bits, bops, macs, measurement
+from geta_core.budget import Budget, Latency
 from geta_core.config import CompressionConfig
 from geta_core.errors import GetaError
 from geta_core.graph import ExampleInputs, Group, GroupGraph, PruneSlot, capture
 from geta_core.graph.capture import forget_
+from geta_core.planning import AIM, HIGHEST_SPARSITY, cost_of, fewest_removed, fitted, planned
 from geta_core.quantize import (
     QuantSite,
     attach,
@@ -50,6 +52,8 @@ class Prepared:
         slots: parameter dimensions that QASSO scores, forgets and zeroes.
         num_prunable: number of groups that may be removed.
         family: long [num_prunable], family of each group.
+        budget: what the finished model may cost, None where sparsity and bit ranges were stated; ``config`` holds those
+            that were found for it.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class Prepared:
         self.family = graph.prunable_families()
         self.account = Account(graph, self.sites, batch_size(inputs))
         self.optimizer: Scheduled | None = None
+        self.budget: Budget | None = None
+        self.plan_bits = 0
         self.dense = self.account.layers(self.none_dead(), {site.name: FLOAT_BITS for site in self.sites})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
@@ -142,6 +148,55 @@ class Prepared:
         widths = {site.name: site.quantizer.bits() for site in self.sites if site.kind == "weight"}
         return measurement(layers, self.account.parameters(dead), self.account.stored_bytes(dead, widths))
 
+    def removed_within_budget(self, choose: Callable[[int], Tensor], low: int) -> int | None:
+        """Return how many groups are to be removed so that the budget is met at the plan's bit width.
+
+        Args:
+            choose: gives the removed groups, bool [num_prunable], for a number of them.
+            low: number of groups that are removed already.
+
+        Returns:
+            None where there is no budget that is counted.
+        """
+        if self.budget is None or isinstance(self.budget, Latency):
+            return None
+        kind = self.budget
+        bits = {site.name: torch.full_like(site.quantizer.d.detach().cpu(), self.plan_bits) for site in self.sites}
+
+        def cost(count: int) -> float:
+            return cost_of(self.account, choose(count).cpu(), kind)(bits)
+
+        return fewest_removed(cost, AIM * kind.limit, low, int(HIGHEST_SPARSITY * self.num_prunable))
+
+    def within_budget(self, dead: Tensor, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return whole bit widths that meet the budget; those given where there is none that bits could meet.
+
+        Args:
+            dead: bool [num_prunable], the groups that are removed.
+            whole: widths of every site by its name, long, shaped like its step.
+
+        Raises:
+            PruningError: if the lowest widths of the ranges cost more than the budget.
+        """
+        if self.budget is None or isinstance(self.budget, Latency):
+            return dict(whole)
+        first = {id(site.quantizer): site.name for site in reversed(self.sites)}
+        heads = {site.name: site for site in self.sites if first[id(site.quantizer)] == site.name}
+        of_all = cost_of(self.account, dead.cpu(), self.budget)
+
+        def cost(bits: Mapping[str, Tensor]) -> float:
+            return of_all({site.name: bits[first[id(site.quantizer)]] for site in self.sites})
+
+        ranges = {"weight": self.config.weight_bits, "input": self.config.activation_bits}
+        found = fitted(
+            cost,
+            self.budget.limit,
+            {name: whole[name].cpu() for name in heads},
+            {name: site.quantizer.bits().cpu() for name, site in heads.items()},
+            {name: self.config.widths(ranges[site.kind]) for name, site in heads.items()},
+        )
+        return {site.name: found[first[id(site.quantizer)]].to(whole[site.name].device) for site in self.sites}
+
     def densities(self, dead: Tensor) -> dict[str, float]:
         """Share of nonzero elements of every weight, as the model computes with it, without the groups ``dead``."""
         keep, tensors = self.graph.kept(dead), self.graph.capture.tensors
@@ -201,9 +256,10 @@ def prepare(
         UnsupportedOpError: if an operation has no dependency rule.
         ConfigError: if the configuration pins what does not exist.
     """
-    config = config or CompressionConfig()
+    asked = config or CompressionConfig()
     inputs = ExampleInputs.of(example_inputs)
     _check_forward(model, inputs)
+    config, budget, plan_bits = planned(model, inputs, asked)
     restore, sites = restore_attention(model), list[QuantSite]()
     try:
         replace_attention_(model)
@@ -211,7 +267,9 @@ def prepare(
         batches = [inputs] if calibration is None else (ExampleInputs.of(batch) for batch in calibration)
         calibrate_(model, sites, batches, _run)
         captured = _capture_fired(model, inputs, sites)
-        return Prepared(model, config, inputs, sites, GroupGraph(captured, config, model))
+        prepared = Prepared(model, config, inputs, sites, GroupGraph(captured, config, model))
+        prepared.budget, prepared.plan_bits = budget, plan_bits
+        return prepared
     except BaseException:
         _undo(sites)
         restore()

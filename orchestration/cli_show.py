@@ -1,13 +1,11 @@
-"""``geta models``, ``geta tasks``, ``geta methods`` and ``geta measure``."""
+"""``geta models``, ``geta tasks`` and ``geta methods``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from baselines.schema import REQUIRED, describe
-from geta_core.errors import ArtifactError
-from orchestration.console import Parser, guarded, table, write
+from orchestration.console import Parser, guarded, write
 
 
 def models(arguments: Sequence[str]) -> int:
@@ -23,14 +21,6 @@ def tasks(arguments: Sequence[str]) -> int:
 def methods(arguments: Sequence[str]) -> int:
     """List the methods."""
     return _list("method", "geta methods", arguments)
-
-
-def measure(arguments: Sequence[str]) -> int:
-    """Check a saved model and print its accounting."""
-    parser = Parser("geta measure", description="Check a compressed model and print what it costs.")
-    parser.add_argument("directory", help="a run directory, or an artifact")
-    given = parser.parse_args(arguments)
-    return guarded(lambda: _measure(Path(given.directory)))
 
 
 def _list(group: str, program: str, arguments: Sequence[str]) -> int:
@@ -52,30 +42,3 @@ def _list(group: str, program: str, arguments: Sequence[str]) -> int:
         return 0
 
     return guarded(show)
-
-
-def _measure(place: Path) -> int:
-    from geta_core.artifact import load
-    from geta_core.artifact.manifest import field, read
-
-    folder = place / "artifact" if (place / "artifact").is_dir() else place
-    load(folder)  # every checksum is verified
-    report = field(read(folder), "report", dict)
-    try:
-        rows = [
-            [row["name"], row["op"], f"{row['macs']:,.0f}", f"{row['weight_bits']:.2f}", f"{row['input_bits']:.2f}"]
-            for row in report["layers"]
-        ]
-        shown = [
-            f"parameters {report['parameters']:,} (dense {report['dense_parameters']:,})",
-            f"MACs {report['macs']:,.0f} (dense {report['dense_macs']:,.0f})",
-            f"group sparsity {report['group_sparsity']:.2%}, relative BOPs {report['relative_bops']:.3%}",
-            f"weights {report['weight_bits']:.3f} bits, inputs {report['activation_bits']:.3f} bits",
-            f"{report['bytes']:,} bytes of tensors",
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"the report in {folder} lacks something ({error})") from error
-    table(str(folder), ["layer", "operation", "MACs", "weight bits", "input bits"], rows)
-    for line in shown:
-        write(line)
-    return 0

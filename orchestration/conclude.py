@@ -54,7 +54,7 @@ def conclude(
     seconds = {"train": session.seconds, "finish": now - began, "total": now - started}
     result = replace(result, seconds={key: round(value, 3) for key, value in seconds.items()})
     position = (session.step, session.epoch)
-    latency = {"final/latency_ms": result.latency_ms}
+    latency = {"final/latency_ms": result.latency_ms, **result.latencies()}
     around.record(around.journal.append("final", position, session.stage, result.numbers(), latency))
     pictures = draw(result, around.journal.lines(), place.pictures)
     files = [*pictures, place.resolved, place.environment, around.journal.path]
@@ -105,7 +105,22 @@ def describe(
         layers=layer_rows(session, compressed),
         seconds={},
         environment=dict(about),
+        latency=runtime_latency(dense, compressed) if config.run.latency else {},
     )
+
+
+def runtime_latency(dense: nn.Module, compressed: geta.Compressed) -> dict[str, Any]:
+    """Return the times of dense, slimmed and integer model in onnxruntime, or why there are none."""
+    from geta_core.export.latencies import latencies
+    from geta_core.export.runtime import MISSING, have_onnxruntime
+
+    if not have_onnxruntime():
+        return {"missing": MISSING}
+    try:
+        found = latencies(dense, compressed.model, compressed.weights, compressed.inputs)
+    except geta.GetaError as error:
+        return {"missing": str(error)}
+    return {model: {str(batch): timing.as_dict() for batch, timing in own.items()} for model, own in found.items()}
 
 
 def layer_rows(session: Session, compressed: geta.Compressed) -> list[dict[str, Any]]:

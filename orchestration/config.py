@@ -51,6 +51,8 @@ class RunSettings:
     """Optimizer steps between checkpoints; one is also written at the end."""
     threads: Annotated[int, Bounds(1)] | None = None
     """CPU threads of torch; null leaves torch's own choice."""
+    latency: bool = False
+    """At the end, also time dense, slimmed and integer model in onnxruntime on the CPU, batch 1 and 64 (geta[onnx])."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +167,7 @@ FREE = (
     "run.output",
     "run.resume",
     "run.checkpoint_every",
+    "run.latency",
     "task.root",
     "task.download",
     "task.workers",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from geta_core.errors import ArtifactError
 from orchestration.files import write_json
+
+
+def _later(each: Field[Any]) -> bool:
+    """Whether results of earlier versions lack a field."""
+    return each.default_factory is not MISSING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,18 @@ class RunResult:
     """"train" over all attempts, "finish", and "total" of this attempt."""
     environment: Mapping[str, Any]
     """Command, commit, versions, machine."""
+    latency: Mapping[str, Any] = field(default_factory=dict)
+    """With run.latency, seconds in onnxruntime on the CPU: median, low and high quartile by model and batch size; or
+    "missing": why there are none."""
+
+    def latencies(self) -> dict[str, float]:
+        """Return the medians of ``latency`` in milliseconds as trackers get them."""
+        return {
+            f"final/{model.replace(' ', '_')}_ms/batch_{batch}": timing["median"] * 1000
+            for model, own in self.latency.items()
+            if isinstance(own, Mapping)
+            for batch, timing in own.items()
+        }
 
     @property
     def accuracy(self) -> float:
@@ -79,7 +96,9 @@ class RunResult:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{each.name: values[each.name] for each in fields(cls)})
+            return cls(
+                **{each.name: values[each.name] for each in fields(cls) if each.name in values or not _later(each)}
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is no result of a run ({type(error).__name__}: {error})") from error
 

@@ -102,7 +102,10 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "cifar10": _cifar10,
     "compiler": _compiler,
     "gpu": _gpu,
-    **{name: _package(name) for name in ("brevitas", "timm", "torchao", "torchvision", "transformers")},
+    **{
+        name: _package(name)
+        for name in ("brevitas", "onnx", "onnxruntime", "onnxscript", "timm", "torchao", "torchvision", "transformers")
+    },
     "postgresql": _postgresql,
     "proc": _proc,
     "root": _root,

@@ -49,6 +49,43 @@ class Layer:
         return self.macs * self.weight_bits * self.input_bits
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A weight that is stored as whole numbers."""
+
+    site: str
+    elements: int
+    axis: int | None
+    """Dimension along which its step varies."""
+    index: Tensor | None
+    """Channels that stay, None where all do."""
+    step_size: int
+    """Bytes of one step."""
+
+    def bytes(self, bits: Tensor) -> int:
+        """Bytes of the levels and their steps.
+
+        Args:
+            bits: shaped like the step of the dense model.
+        """
+        if self.axis is not None and self.index is not None:
+            bits = bits.index_select(self.axis, self.index.to(bits.device))
+        return packed_bytes(self.elements, bits.round()) + bits.numel() * self.step_size
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Sizes of the tensors of an artifact."""
+
+    rest: int
+    """Bytes of the tensors that are stored as they are."""
+    packed: tuple[Packed, ...]
+
+    def bytes(self, bits: Mapping[str, Tensor]) -> int:
+        """Bytes of all tensors at these bit widths, by the name of the site."""
+        return self.rest + sum(weight.bytes(bits[weight.site]) for weight in self.packed)
+
+
 class Account:
     """Counts of a captured model under any set of removed groups and any bit widths."""
 
@@ -95,10 +132,14 @@ class Account:
             dead: bool [num_prunable], the removed groups.
             bits: bit width of each weight site by its name, shaped like its step; rounded to whole numbers here.
         """
+        return self.storage(dead).bytes(bits)
+
+    def storage(self, dead: Tensor) -> Storage:
+        """What the tensors that stay take, for any bit widths."""
         weights = {id(site.parameter): site for site in self.sites if site.kind == "weight"}
         own = {id(p) for site in weights.values() for p in site.quantizer.parameters()}
         capture, keep = self.graph.capture, self.graph.kept(dead)
-        total = 0
+        rest, packed = 0, list[Packed]()
         for name in capture.tensors.keys() - self._idle():
             tensor = capture.tensors[name]
             if id(tensor) in own:
@@ -106,14 +147,12 @@ class Account:
             site = weights.get(id(tensor))
             elements = _kept_elements(name, tensor, keep)
             if site is None:
-                total += elements * tensor.element_size()
+                rest += elements * tensor.element_size()
             else:
                 axis = site.quantizer.channel_axis
-                steps = bits[site.name]
-                if axis is not None and (name, axis) in keep:
-                    steps = steps.index_select(axis, keep[name, axis].to(steps.device))
-                total += packed_bytes(elements, steps.round()) + steps.numel() * site.quantizer.d.element_size()
-        return total
+                index = None if axis is None else keep.get((name, axis))
+                packed.append(Packed(site.name, elements, axis, index, site.quantizer.d.element_size()))
+        return Storage(rest, tuple(packed))
 
     def dense_bytes(self) -> int:
         """Bytes of the tensors of the model as it came: nothing removed, nothing quantized."""

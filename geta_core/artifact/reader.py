@@ -7,23 +7,29 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from geta_core.artifact.example import example_zeros
 from geta_core.artifact.graph_json import check_tensor_names, decode
 from geta_core.artifact.manifest import TENSORS, field, read
 from geta_core.artifact.tensors import restored
 from geta_core.config import CompressionConfig
 from geta_core.errors import ArtifactError, GetaError
+from geta_core.graph import ExampleInputs
 from geta_core.graph.capture import first_line
 from geta_core.quantize import attach, detach_input_, replace_attention_
 from geta_core.quantize.attach import INPUT_QUANTIZER
 from geta_core.slim.native import Change, apply_
+
+if TYPE_CHECKING:
+    from geta_core.finishing import QuantizedWeight
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -53,8 +59,62 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
         raise ArtifactError(f"load: {folder} is damaged: {first_line(error)}") from error
 
 
+@dataclass(frozen=True)
+class Opened:
+    """An artifact with what an export or an audit needs of it."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    file: dict[str, Tensor]
+    """The stored tensors: packed levels, steps, and the rest."""
+    model: nn.Module
+    """The module of the graph, in eval mode."""
+    weights: dict[str, QuantizedWeight]
+    """Bit widths and steps of the quantized weights by name."""
+
+    def inputs(self) -> ExampleInputs:
+        """Zeros of the example's shapes."""
+        return example_zeros(self.manifest)
+
+
+def open_artifact(directory: str | os.PathLike[str]) -> Opened:
+    """Read an artifact whole.
+
+    Raises:
+        ArtifactError: as :func:`load`.
+    """
+    from geta_core.finishing import QuantizedWeight
+
+    folder = Path(directory)
+    manifest = read(folder)
+    try:
+        file = _stored_tensors(folder, manifest)
+        table = manifest["tensors"]
+        tensors = {name: restored(name, entry, file) for name, entry in table.items()}
+        model = _graph(manifest, tensors).eval()
+        weights = {
+            alias: QuantizedWeight(
+                torch.tensor(entry["bits"], dtype=torch.int16).reshape(file[entry["step"]].shape), file[entry["step"]]
+            )
+            for entry in table.values()
+            if "step" in entry
+            for alias in entry["names"]
+        }
+    except GetaError:
+        raise
+    except Exception as error:
+        raise ArtifactError(f"load: {folder} is damaged: {first_line(error)}") from error
+    return Opened(folder, manifest, file, model, weights)
+
+
 def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """Every tensor of the model under its first name, in the model's type."""
+    file = _stored_tensors(folder, manifest)
+    return {name: restored(name, entry, file) for name, entry in manifest["tensors"].items()}
+
+
+def _stored_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of the file, checked against the manifest's list."""
     path = folder / TENSORS
     try:
         data = path.read_bytes()
@@ -71,7 +131,7 @@ def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor
     missing = [key for name, entry in table.items() for key in (name, entry.get("step", name)) if key not in file]
     if missing:
         raise ArtifactError(f"load: {path} and its manifest do not belong together: there is no {missing[0]!r}")
-    return {name: restored(name, entry, file) for name, entry in table.items()}
+    return file
 
 
 def _every_name(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], *kinds: str) -> dict[str, Tensor]:

@@ -100,6 +100,15 @@ def restored(name: str, entry: Mapping[str, Any], file: Mapping[str, Tensor]) ->
     return nn.Parameter(value, value.is_floating_point()) if kind == "parameter" else value
 
 
+def levels_of(name: str, entry: Mapping[str, Any], file: Mapping[str, Tensor]) -> Tensor:
+    """The whole numbers of a packed weight.
+
+    Raises:
+        ArtifactError: if the description does not fit the tensors.
+    """
+    return _levels(name, entry, file[name], file[entry["step"]])
+
+
 def _levels(name: str, entry: Mapping[str, Any], data: Tensor, step: Tensor) -> Tensor:
     """The whole numbers of a packed weight; nothing of the stated size is made before the data have that size."""
     shape, bits = tuple(entry["shape"]), torch.tensor(entry["bits"])

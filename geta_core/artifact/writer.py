@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from geta_core.artifact.example import example_spec
 from geta_core.artifact.graph_json import encode
 from geta_core.artifact.manifest import FORMAT, MANIFEST, TENSORS, dumps, number
 from geta_core.artifact.tensors import held_tensors, stored, whole_numbers
@@ -126,6 +127,7 @@ def _contents(compressed: Compressed) -> tuple[bytes, dict[str, Any]]:
         "kept": [{"name": n, "dim": d, "indices": i.tolist()} for (n, d), i in compressed.keep.items()],
         "native": compressed.report.native,
         "inputs": _inputs(compressed.model),
+        "example": example_spec(compressed.inputs),
         "changes": [vars(change) for change in compressed.changes],
         "report": {**_numbers(compressed.report), "bytes": size},
         "graph": encode(module),

@@ -7,6 +7,7 @@ blocks that stay in a core's cache; reductions over rows are finished in float64
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -245,3 +246,17 @@ def _columns(
     if vectors.t is None or not bucket.learns_exponent:
         return d, q_m, None
     return d, q_m, vectors.t.index_select(0, entry).to(dtype).unsqueeze(1)
+
+
+def decay_factor(group: dict[str, Any], sgd: bool) -> float | Tensor | None:
+    """Return 1 - lr * weight decay of a parameter group, None where the decay cannot be taken out of the movement."""
+    decay = group.get("weight_decay", 0)
+    if not decay:
+        return None
+    share = 1.0
+    if sgd and group["momentum"]:
+        share = 1 + group["momentum"] if group["nesterov"] else 1 - group["dampening"]
+    elif not sgd and not group.get("decoupled_weight_decay", False):
+        return None
+    factor: float | Tensor = 1 - group["lr"] * decay * share
+    return factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from geta_core.config import LOWEST_BITS, CompressionConfig
 from geta_core.errors import ConfigError, ScheduleError
-from geta_core.qasso.forgetting import Decay, PrunableRows
+from geta_core.qasso.budgeted import budget_of
+from geta_core.qasso.forgetting import Decay, PrunableRows, decay_factor
 from geta_core.qasso.joint import Products, forget_rate, step_size
 from geta_core.qasso.quant_update import QuantVectors, Vectors
 from geta_core.qasso.saliency import SaliencyWeights, score_groups
@@ -72,7 +74,7 @@ class QASSO(torch.optim.Optimizer):
     Guarantees: exactly ``target_groups`` groups are zero when the joint stage ends (fewer by less than ``divisible_by``
     where that is above 1) and stay so; from the end of the projection stage on every bit width is in its range after
     every step; a trajectory that is resumed from ``state_dict`` at any step is bit-identical. ``step`` never waits for
-    the device.
+    the device, but for the two steps in which a budget decides.
 
     Args:
         prepared: result of ``geta_core.prepare``.
@@ -111,7 +113,8 @@ class QASSO(torch.optim.Optimizer):
         self._scale_step_gradient = scale_step_gradient
         self._sites = list(prepared.sites)
         ranges = {"weight": config.weight_bits, "input": config.activation_bits}
-        self._quant = QuantVectors(self._sites, ranges, config.initial_bits)
+        self._quant = QuantVectors(self._sites, ranges, config.initial_bits, config.allowed_bits)
+        self._budget = budget_of(prepared)
         self._rows = PrunableRows(prepared.slots, self._quant.spans, prepared.num_prunable)
         self._selector = Selector(
             prepared.family,
@@ -172,9 +175,20 @@ class QASSO(torch.optim.Optimizer):
         if not len(self._quant):
             return {}
         self._quant.refresh()
-        bits = self._quant.whole_bits(self._quant.read()) if self._fixed_bits is None else self._fixed_bits
+        return self._by_site(self._whole_bits(self._quant.read()) if self._fixed_bits is None else self._fixed_bits)
+
+    def _by_site(self, bits: Tensor) -> dict[str, Tensor]:
         pieces = dict(zip(map(id, self._quant.quantizers), torch.split(bits, self._quant.sizes), strict=True))
         return {site.name: pieces[id(site.quantizer)].view_as(site.quantizer.d).clone() for site in self._sites}
+
+    def _whole_bits(self, vectors: Vectors) -> Tensor:
+        """Return the bit widths to be fixed, long, shape [entries]; under a budget the host decides them, once."""
+        bits = self._quant.whole_bits(vectors)
+        if self._budget is None:
+            return bits
+        found = self._budget.within_budget(self._pruned, self._by_site(bits))
+        names = {id(site.quantizer): site.name for site in self._sites}
+        return torch.cat([found[names[id(quantizer)]].reshape(-1) for quantizer in self._quant.quantizers])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters that are only trained, never pruned or quantized."""
@@ -210,7 +224,7 @@ class QASSO(torch.optim.Optimizer):
         period = self.schedule.period_at(at) if stage == "joint" and self.target_groups else None
         before = self._quant.read() if len(self._quant) else None
         if stage in self._fixing and before is not None and self._fixed_bits is None:
-            self._fixed_bits = self._quant.whole_bits(before)
+            self._fixed_bits = self._whole_bits(before)
         if period is not None:
             self._rows.remember()
         with self._scaled_gradients(before):
@@ -263,7 +277,7 @@ class QASSO(torch.optim.Optimizer):
         rows.gather()
         if period.step == 0:
             score = score_groups(rows.group_sums(decay), rows.group_size, ~self._pruned, self._saliency)
-            share = self._selector.share(period.period, self.schedule.pruning_periods)
+            share = self._share_of(period, score)
             self._redundant = self._selector.choose(score, self._pruned, share)
             rows.mark_redundant(self._redundant)
         products = rows.products(before, decay)
@@ -281,6 +295,15 @@ class QASSO(torch.optim.Optimizer):
         """Return gamma of each segment."""
         return forget_rate(products, uniform, self.eta)
 
+    def _share_of(self, period: PeriodStep, score: Tensor) -> int:
+        """Return how many groups are pruned at the end of a period; under a budget the host decides on the last."""
+        share = self._selector.share(period.period, self.schedule.pruning_periods)
+        if self._budget is None or period.period < self.schedule.pruning_periods - 1:
+            return share
+        chosen = functools.partial(self._selector.choose, score, self._pruned)
+        found = self._budget.removed_within_budget(lambda count: self._pruned | chosen(count), int(self._pruned.sum()))
+        return share if found is None else found
+
     def _learn_steps(self, products: Products, gamma: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """Set d by the joint stage's rule in the layers that have redundant rows and a direction."""
         entries = self._rows.entry_of_segment
@@ -296,7 +319,7 @@ class QASSO(torch.optim.Optimizer):
 
     def _decay(self) -> Decay:
         """Return 1 - lr * weight decay of each parameter group where the decay can be taken out of the movement."""
-        return [_decay_factor(group, isinstance(self.inner, torch.optim.SGD)) for group in self.param_groups]
+        return [decay_factor(group, isinstance(self.inner, torch.optim.SGD)) for group in self.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state and the stage state: tensors, numbers and strings only."""
@@ -380,16 +403,3 @@ def _parameter_groups(
         plain = {key: value for key, value in PLAIN_SGD.items() if key in defaults}
         groups.append({"params": quantizer, "lr": lr_quant, **plain})
     return groups
-
-
-def _decay_factor(group: dict[str, Any], sgd: bool) -> float | Tensor | None:
-    decay = group.get("weight_decay", 0)
-    if not decay:
-        return None
-    share = 1.0
-    if sgd and group["momentum"]:
-        share = 1 + group["momentum"] if group["nesterov"] else 1 - group["dampening"]
-    elif not sgd and not group.get("decoupled_weight_decay", False):
-        return None
-    factor: float | Tensor = 1 - group["lr"] * decay * share
-    return factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,10 +56,18 @@ class QuantVectors:
         sites: quantization sites.
         ranges: bit range of each kind of site; None means that the bits are never bounded below the initial ones.
         initial: bit width at which the quantizers started.
+        allowed: whole bit widths that may be fixed, rising; None allows every one.
     """
 
-    def __init__(self, sites: Sequence[QuantSite], ranges: Mapping[str, Range | None], initial: float) -> None:
+    def __init__(
+        self,
+        sites: Sequence[QuantSite],
+        ranges: Mapping[str, Range | None],
+        initial: float,
+        allowed: Sequence[int] | None = None,
+    ) -> None:
         self.initial = initial
+        self.allowed = allowed
         owners = {id(site.quantizer): site for site in reversed(sites)}
         self._sites = list(owners.values())[::-1]
         self.quantizers: list[Quantizer] = [site.quantizer for site in self._sites]
@@ -184,9 +193,11 @@ class QuantVectors:
         return top / self.levels_of("high", high), top / self.levels_of("low", low)
 
     def whole_bits(self, vectors: Vectors) -> Tensor:
-        """Return the bit widths rounded to whole numbers in their range, long, shape [entries]."""
+        """Return the bit widths rounded to allowed whole numbers in their range, long, shape [entries]."""
         bits = torch.log2(vectors.top() / vectors.d + 1) + self.signed
         low, high = (self._per_kind({kind: bounds[end] for kind, bounds in self.ranges.items()}) for end in (0, 1))
+        if self.allowed is not None:
+            return nearest_allowed(bits, low, high, self.allowed)
         return torch.minimum(torch.maximum(bits.round(), low), high).long()
 
     def _per_kind(self, values: dict[str, float]) -> Tensor:
@@ -196,6 +207,19 @@ class QuantVectors:
         """Return the step sizes that have exactly ``bits`` (long, shape [entries]) bits."""
         levels = torch.bitwise_left_shift(torch.ones_like(bits), bits - self.signed.long()) - 1
         return top / levels.to(top.dtype)
+
+
+def nearest_allowed(bits: Tensor, low: Tensor, high: Tensor, allowed: Sequence[int]) -> Tensor:
+    """Return the nearest of the allowed widths within [low, high], long; halves of the ratio take the wider one.
+
+    Each range holds one of them. Every width is made on the device: nothing is copied from the host.
+    """
+    best, gap = torch.zeros_like(bits), torch.full_like(bits, float("inf"))
+    for width in sorted(allowed, reverse=True):
+        distance = (bits.log2() - math.log2(width)).abs()
+        closer = (distance < gap) & (low <= width) & (high >= width)
+        best, gap = torch.where(closer, float(width), best), torch.where(closer, distance, gap)
+    return best.long()
 
 
 def _spread(values: Iterable[float], sizes: Sequence[int], like: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.cli_measure import main as measure
 from orchestration.cli_run import main
-from orchestration.cli_show import measure
 from orchestration.compose import compose
 from orchestration.values import write_yaml
 from sweeps.cli import main as geta

@@ -11,9 +11,9 @@ import pytest
 
 from tests.structure.sources import PACKAGES, ROOT, executed_on_import, imported, sources
 
-# What geta_core may import at all; onnx only inside the function that exports.
+# What geta_core may import at all; onnx and its runtime only inside the functions that need them.
 ENGINE = {"torch", "numpy", "scipy", "safetensors"}
-ENGINE_LAZY = {"onnx"}
+ENGINE_LAZY = {"onnx", "onnxruntime"}
 # What the training process of one run may import when its modules are loaded: a bare machine has no more.
 RUN = ENGINE | {"yaml"}
 # The other dependencies of the distribution.
@@ -32,7 +32,7 @@ LAZY = {
     "tabulate",
 }
 # Never imported when a module of ours is loaded, in any package.
-HEAVY = LAZY | {"pandas", "transformers", "onnx"}
+HEAVY = LAZY | {"pandas", "transformers", "onnx", "onnxruntime"}
 
 # Refuses every package of HEAVY, then imports the modules named on the command line.
 BARE = """

@@ -1,0 +1,1 @@
+"""From training to the files that are shipped, and back."""
