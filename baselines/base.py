@@ -8,6 +8,8 @@ A method may have more, each of which is used where it is there:
 * class attributes, all of which the built-in methods have (a test says so): ``PAPER`` (where it is published),
   ``CONTROLS`` (what it decides), both one line for `geta methods`, and ``SEARCH`` (see ``baselines.search``), the space
   in which its fields are tuned; the fields' own defaults are the paper's;
+* ``DECIDES``: which fields another one decides where it is given, as ``{"budget_bops": ("sparsity", ...)}``: a recipe's
+  values of those are then left out;
 * ``steps(total_steps)``: how many optimizer steps it takes of the run's budget (``planned_steps``);
 * ``matched(model, example_inputs)``: the same method with its knobs set so that it meets ``match_bops``
   (``baselines.matching``: ``Matching`` searches sparsity and bit widths, ``Targeted`` is for methods that meet a target

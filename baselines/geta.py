@@ -13,7 +13,7 @@ method as published.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,6 +25,7 @@ from baselines.schema import Bounds
 from baselines.search import Space, declared
 from baselines.stages import Stages, without_stage
 from geta_core.budget import Budget
+from geta_core.config import FOUND
 from geta_core.errors import ConfigError
 from geta_core.qasso import SaliencyWeights, VariedQASSO
 
@@ -38,6 +39,7 @@ class Geta(Stages):
 
     PAPER: ClassVar[str] = "GETA, arXiv:2502.16638"
     CONTROLS: ClassVar[str] = "which groups are removed and the bit width of every weight and layer input, together"
+    DECIDES: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("budget_bops", "budget_bytes"), FOUND)
     SEARCH: ClassVar[Space] = declared(__file__, "geta")
 
     sparsity: float = 0.5
@@ -69,11 +71,9 @@ class Geta(Stages):
     allowed_bits: tuple[int, ...] | None = None
     """Bit widths that a quantizer may have at the end, such as [2,4,8]; null allows every whole number."""
     budget_bops: Annotated[float, Bounds(0, 1, above=True)] | None = None
-    """Relative BOPs that the run ends at, or at most 10 % below; sparsity and bit ranges are then found."""
+    """Relative BOPs that the run ends at, or at most 10 % below; decides sparsity and bit ranges."""
     budget_bytes: Annotated[int, Bounds(1)] | None = None
-    """Bytes of stored tensors that the run ends at, or at most 10 % below; sparsity and bit ranges are then found."""
-    budget_latency: Annotated[float, Bounds(0, above=True)] | None = None
-    """Seconds per forward pass of one example that the slimmed float model takes; sparsity is then found."""
+    """Bytes of stored tensors that the run ends at, or at most 10 % below; decides sparsity and bit ranges."""
     lr_quant: Annotated[float, Bounds(0)] = 1e-4
     """Learning rate of d, q_m and t."""
     scale_step_gradient: bool = True
@@ -121,11 +121,11 @@ class Geta(Stages):
         Raises:
             ConfigError: when more than one is given.
         """
-        kinds = {"budget_bops": geta.Bops, "budget_bytes": geta.Bytes, "budget_latency": geta.Latency}
-        given = [(kind, value) for name, kind in kinds.items() if (value := getattr(self, name)) is not None]
-        if len(given) > 1:
-            raise geta.ConfigError([f"only one of {', '.join(kinds)} can be given, but got {len(given)}"])
-        return given[0][0](given[0][1]) if given else None
+        if self.budget_bops is not None and self.budget_bytes is not None:
+            raise geta.ConfigError(["only one of budget_bops and budget_bytes can be given, but got both"])
+        if self.budget_bops is not None:
+            return geta.Bops(self.budget_bops)
+        return None if self.budget_bytes is None else geta.Bytes(self.budget_bytes)
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Find the groups and attach the quantizers."""

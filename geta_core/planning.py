@@ -37,7 +37,7 @@ SPREAD = 1.5
 AIM, LOW_AIM = 0.97, 0.8
 """Share of the budget that the plan aims at; the second where its bit widths cannot be lowered."""
 LEAST = 0.7
-"""Share of the budget that a plan must reach: bit widths can rise for the rest."""
+"""Share of the budget that a plan must reach where bit widths can rise for the rest."""
 TRIALS = 7
 """Sparsities whose latency is measured."""
 
@@ -149,6 +149,11 @@ def cost_of(account: Account, dead: Tensor, budget: Budget) -> Callable[[Bits], 
     return relative
 
 
+def _least(bits: int, config: CompressionConfig) -> float:
+    """Share of the budget that a plan at these bits must reach."""
+    return LEAST if _range(bits, config)[1] > bits else 1 - TOLERANCE
+
+
 def _mean(value: Tensor) -> float:
     return float(value.item()) if value.numel() == 1 else float(value.double().mean())
 
@@ -181,7 +186,7 @@ def _search(twin: Prepared, config: CompressionConfig, budget: Budget) -> tuple[
         aim = AIM if _range(bits, config)[0] < bits else LOW_AIM
         count = fewest_removed(partial(cost, bits), aim * budget.limit, 0, selector.target)
         plans.append(Plan(cost(bits, count), count, bits))
-    meets = [plan for plan in plans if LEAST * budget.limit <= plan.cost <= budget.limit]
+    meets = [plan for plan in plans if _least(plan.bits, config) * budget.limit <= plan.cost <= budget.limit]
     if not meets:
         ends = [cost(bits, count) for count in (0, selector.target) for bits in (widths[0], widths[-1])]
         raise ConfigError(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geta_core.errors import ConfigError, closest
+from baselines.registry import METHODS
+from geta_core.errors import ConfigError, GetaError, closest
 from orchestration.config import CHOICES, SETTINGS, Config, choice_names
 from orchestration.values import read_yaml, set_key, split_arguments
 
@@ -179,10 +180,23 @@ def _with_recipe(
     # Another optimizer or scheduler than the recipe's brings its own defaults.
     replaced = {group for group in choices if recipe.get(group) not in (None, choices[group])}
     recipe = {key: value for key, value in recipe.items() if key.partition(".")[0] not in replaced}
+    decided = _decided(method, keys)
+    recipe = {key: value for key, value in recipe.items() if key not in decided}
     recipe_choices = {key: str(value) for key, value in recipe.items() if "." not in key}
     recipe_keys = {key: value for key, value in recipe.items() if "." in key}
     used = {key if "." in key else f"{key}.name": origins[key] for key in recipe}
     return {**recipe_choices, **choices}, {**recipe_keys, **keys}, used
+
+
+def _decided(method: str, keys: Mapping[str, Any]) -> set[str]:
+    """Return the method's keys that another one, which the user states, decides: a recipe has no say in them."""
+    try:
+        target = METHODS.resolve(method)
+    except GetaError:  # reported where the choices are checked
+        return set()
+    decides: Mapping[str, tuple[str, ...]] = getattr(target, "DECIDES", {})
+    stated = [key for key in decides if keys.get(f"method.{key}") is not None]
+    return {f"method.{name}" for key in stated for name in decides[key]}
 
 
 def _hydra(search: _Search, choices: Mapping[str, str], keys: Mapping[str, Any]) -> dict[str, Any]:

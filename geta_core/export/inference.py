@@ -70,10 +70,10 @@ class InferenceGraph:
 def inference_graph(
     model: nn.Module, weights: Mapping[str, QuantizedWeight], inputs: ExampleInputs, *, fold: bool
 ) -> InferenceGraph:
-    """The eval-mode graph of a finished model, which itself is not changed.
+    """The eval-mode graph of a finished model.
 
     Args:
-        model: finished, or loaded from an artifact.
+        model: finished, or loaded from an artifact; put into eval mode.
         weights: of the finished model.
         inputs: example.
         fold: multiply batch norms into the steps of the convolutions before them: w' = n (d gamma / sigma), so that
@@ -83,7 +83,7 @@ def inference_graph(
         GetaError: if the model has no graph.
         ArtifactError: if a weight does not lie on its grid.
     """
-    module = copy.deepcopy(as_switchable(copy.deepcopy(model).eval(), inputs.map(torch.clone))).eval()
+    module = copy.deepcopy(as_switchable(model.eval(), inputs.map(torch.clone))).eval()
     found = {name: _whole(name, module, weight) for name, weight in _aliases(module, weights).items()}
     _drop_counters(module)
     if fold:

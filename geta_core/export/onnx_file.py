@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import warnings
@@ -73,11 +74,12 @@ def export_onnx(
     _check(model, int4, fold)
     from onnx import checker
 
-    found = inference_graph(model.to("cpu"), weights, inputs.map(lambda t: t.cpu()), fold=fold)
+    inputs = inputs.map(lambda t: t.cpu())
+    found = inference_graph(copy.deepcopy(model).cpu(), weights, inputs, fold=fold)
     by_node = grids(found.module)
     by_number = dict(enumerate(by_node.values()))
     _mark(found.module, list(by_node))
-    proto = _translate(found.module, inputs.map(lambda t: t.cpu()))
+    proto = _translate(found.module, inputs)
     onnx_nodes.place(proto, found.weights, by_number, 4 if int4 else 8)
     checker.check_model(proto, full_check=True)
     written(Path(path), proto.SerializeToString(), "export_onnx")

@@ -102,14 +102,16 @@ class SideBySide(nn.Module):
 
     def __init__(self, model: nn.Module, other: nn.Module) -> None:
         super().__init__()
-        self.model, self.other = model, other
+        self.model = model
+        # In a tuple, so that it is no submodule: exported programs refuse train() and eval().
+        self._other = (other,)
         self.agreement = Agreement()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run both; the outputs are the model's."""
         with torch.no_grad():
             expected = self.model(*args, **kwargs)
-            found = self.other(*args, **kwargs)
+            found = self._other[0](*args, **kwargs)
         self.agreement.see(_tensors(expected), _tensors(found))
         return expected
 

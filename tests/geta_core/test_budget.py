@@ -18,8 +18,8 @@ BUDGETS: dict[str, tuple[Budget, ...]] = {
         geta.Bops(0.01),
         geta.Bops(0.03),
         geta.Bops(0.1, activations=False),
-        geta.Bytes(14_000),
         geta.Bytes(9_000),
+        geta.Bytes(5_000),
     ),
     "vgg7": (
         geta.Bops(0.004),
