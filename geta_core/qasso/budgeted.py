@@ -7,6 +7,8 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
+from geta_core.qasso.selection import Selector
+
 
 class Budgeted(Protocol):
     """A prepared model under a budget."""
@@ -21,3 +23,19 @@ class Budgeted(Protocol):
 def budget_of(prepared: object) -> Budgeted | None:
     """Return what keeps the budget; None without one."""
     return cast(Budgeted, prepared) if getattr(prepared, "budget", None) is not None else None
+
+
+def corrected_share(budget: Budgeted, selector: Selector, score: Tensor, pruned: Tensor, share: int) -> int:
+    """Return how many groups are to be pruned in all so that the budget is met; ``share`` where it says nothing.
+
+    Args:
+        budget: decides, on the host.
+        selector: chooses groups.
+        score: score of each group, shape [groups].
+        pruned: groups that were pruned before, bool, shape [groups].
+        share: number that was planned.
+    """
+    found = budget.removed_within_budget(
+        lambda count: pruned | selector.choose(score, pruned, count), int(pruned.sum())
+    )
+    return share if found is None else found

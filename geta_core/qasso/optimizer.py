@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from geta_core.config import LOWEST_BITS, CompressionConfig
 from geta_core.errors import ConfigError, ScheduleError
-from geta_core.qasso.budgeted import budget_of
+from geta_core.qasso.budgeted import budget_of, corrected_share
 from geta_core.qasso.forgetting import Decay, PrunableRows, decay_factor
 from geta_core.qasso.joint import Products, forget_rate, step_size
 from geta_core.qasso.quant_update import QuantVectors, Vectors
@@ -277,7 +276,9 @@ class QASSO(torch.optim.Optimizer):
         rows.gather()
         if period.step == 0:
             score = score_groups(rows.group_sums(decay), rows.group_size, ~self._pruned, self._saliency)
-            share = self._share_of(period, score)
+            share = self._selector.share(period.period, self.schedule.pruning_periods)
+            if self._budget is not None and period.period == self.schedule.pruning_periods - 1:
+                share = corrected_share(self._budget, self._selector, score, self._pruned, share)
             self._redundant = self._selector.choose(score, self._pruned, share)
             rows.mark_redundant(self._redundant)
         products = rows.products(before, decay)
@@ -294,15 +295,6 @@ class QASSO(torch.optim.Optimizer):
     def _rate(self, products: Products, uniform: float) -> Tensor:
         """Return gamma of each segment."""
         return forget_rate(products, uniform, self.eta)
-
-    def _share_of(self, period: PeriodStep, score: Tensor) -> int:
-        """Return how many groups are pruned at the end of a period; under a budget the host decides on the last."""
-        share = self._selector.share(period.period, self.schedule.pruning_periods)
-        if self._budget is None or period.period < self.schedule.pruning_periods - 1:
-            return share
-        chosen = functools.partial(self._selector.choose, score, self._pruned)
-        found = self._budget.removed_within_budget(lambda count: self._pruned | chosen(count), int(self._pruned.sum()))
-        return share if found is None else found
 
     def _learn_steps(self, products: Products, gamma: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """Set d by the joint stage's rule in the layers that have redundant rows and a direction."""
