@@ -24,6 +24,7 @@ from baselines.helpers.gauge import Bits, Gauge, float_model
 from baselines.schema import Bounds
 from geta_core.config import HIGHEST_BITS, LOWEST_BITS
 from geta_core.errors import ConfigError
+from geta_core.planning import fewest_removed
 from geta_core.qasso.selection import Selector
 
 TOLERANCE = 0.1
@@ -153,17 +154,9 @@ def best_plan(gauge: Gauge, selector: Selector, highest: int, bits: tuple[Bits, 
     def cost(count: int) -> float:
         return gauge.relative_bops(gauge.evenly(count, selector), *bits)
 
-    count = fewest(cost, target, 0, highest)
+    count = fewest_removed(cost, target, 0, highest)
     around = sorted({max(count - 1, 0), count})
     return min((Plan(cost(each), each, *bits) for each in around), key=lambda plan: abs(plan.relative_bops - target))
-
-
-def fewest(cost: Callable[[int], float], target: float, low: int, high: int) -> int:
-    """Return the smallest number in [low, high] whose cost, which falls, is at most the target; ``high`` if none is."""
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle) <= target else (middle + 1, high)
-    return low
 
 
 def refuse(name: str, target: Callable[..., Any], section: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:

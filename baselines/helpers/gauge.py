@@ -6,11 +6,11 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import geta_core as geta
 from geta_core.accounting import FLOAT_BITS
+from geta_core.planning import evenly
 from geta_core.qasso.selection import Selector
 
 Bits = int | None
@@ -57,13 +57,7 @@ class Gauge:
 
     def evenly(self, count: int, selector: Selector) -> Tensor:
         """Return ``count`` removed groups, bool [num_prunable], the same share of every family as far as it goes."""
-        family = self.prepared.family
-        sizes = torch.bincount(family) if len(family) else family
-        place = torch.zeros(len(family), dtype=torch.float64)
-        for number in range(len(sizes)):
-            own = torch.nonzero(family == number).flatten()
-            place[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
-        return selector.choose(place, torch.zeros(len(family), dtype=torch.bool), count)
+        return evenly(self.prepared.family, count, selector)
 
 
 def float_model(model: nn.Module, example_inputs: Any) -> geta.Prepared:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import geta_core as geta
 from baselines.helpers.scores import Criterion, GroupScores
-from baselines.matching import fewest
+from geta_core.planning import fewest_removed
 from geta_core.qasso.schedule import Schedule
 from geta_core.qasso.selection import Selector
 
@@ -47,7 +47,7 @@ class Budget:
         def cost(count: int) -> float:
             return self.cost((selector.choose(score, pruned, count) | pruned).cpu())
 
-        wanted = fewest(cost, self.target, now, selector.num_groups)
+        wanted = fewest_removed(cost, self.target, now, selector.num_groups)
         if wanted > now and abs(cost(wanted - 1) - self.target) < abs(cost(wanted) - self.target):
             wanted -= 1
         return now + -(-(wanted - now) // parts)

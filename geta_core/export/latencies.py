@@ -46,7 +46,7 @@ def latencies(
     """
     found: dict[str, dict[int, Timing]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        files = {}
+        files: dict[str, Path] = {}
         for name, subject, own in (
             ("dense float", dense, {}),
             ("slimmed float", without_input_quantizers(model), {}),
