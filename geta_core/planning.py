@@ -135,6 +135,12 @@ def cost_of(account: Account, dead: Tensor, budget: Budget) -> Callable[[Bits], 
     floats = dict.fromkeys((site.name for site in account.sites), float(FLOAT_BITS))
     dense = macs(account.layers(torch.zeros_like(dead), floats)) * FLOAT_BITS**2
     rows = account.layers(dead, floats)
+    # Channels that are removed have no bits.
+    stays = {
+        weight.site: (weight.axis or 0, weight.index)
+        for weight in account.storage(dead).packed
+        if weight.index is not None
+    }
     terms = [
         (row.macs, product.weight_site, product.input_site)
         for row, product in zip(rows, account.products, strict=True)
@@ -142,7 +148,7 @@ def cost_of(account: Account, dead: Tensor, budget: Budget) -> Callable[[Bits], 
     ]
 
     def relative(bits: Bits) -> float:
-        means = {name: _mean(value) for name, value in bits.items()}
+        means = {name: _mean(value, stays.get(name)) for name, value in bits.items()}
         wide = ((size, *(FLOAT_BITS if site is None else means[site.name] for site in pair)) for size, *pair in terms)
         return sum(size * weight * inputs for size, weight, inputs in wide) / dense if dense else 0.0
 
@@ -154,8 +160,11 @@ def _least(bits: int, config: CompressionConfig) -> float:
     return LEAST if _range(bits, config)[1] > bits else 1 - TOLERANCE
 
 
-def _mean(value: Tensor) -> float:
-    return float(value.item()) if value.numel() == 1 else float(value.double().mean())
+def _mean(value: Tensor, stays: tuple[int, Tensor] | None) -> float:
+    if value.numel() == 1:
+        return float(value.item())
+    kept = value if stays is None else value.index_select(stays[0], stays[1].to(value.device))
+    return float(kept.double().mean())
 
 
 def fewest_removed(cost: Callable[[int], float], limit: float, low: int, high: int) -> int:
