@@ -94,7 +94,7 @@ def ship(values: tuple[str, ...], folder: Path) -> Shipped:
     result = run(config)
     opened = open_artifact(folder / "run" / "artifact")
     task = task_of(folder / "run")
-    inputs = torch.utils._pytree.tree_map(lambda t: t, task.example_inputs())
+    inputs = task.example_inputs()
     filled = geta.load(opened.folder, model=build_model(config, task))
     with torch.no_grad():
         same = torch.equal(opened.model(inputs), filled(inputs))
