@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.console import USER_ERROR, complain, guarded, write
+from orchestration.console import USER_ERROR, Parser, complain, guarded, write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0; 1 if an exported model disagrees with the original; 2 for bad input.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "geta export",
         description="Write a run's compressed model as ONNX (whole-number weights) or as a program of aten operations, "
         "and compare it with the original on the run's test split.",

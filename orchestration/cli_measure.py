@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geta_core.errors import ArtifactError
-from orchestration.console import guarded, table, write
+from orchestration.console import Parser, guarded, table, write
 
 if TYPE_CHECKING:
     from geta_core.accounting.latency import Timing
@@ -21,7 +20,7 @@ COLUMNS = ("layer", "operation", "MACs", "weights", "weight bits", "input bits",
 
 def main(arguments: Sequence[str]) -> int:
     """Audit a saved model and print its accounting."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "geta measure",
         description="Recount a compressed model's bits and sizes from its files, fail where they are not what is "
         "stated, and print what it costs, layer by layer.",
