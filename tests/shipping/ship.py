@@ -22,15 +22,15 @@ from orchestration.run import run
 
 BOTH = ("method=geta", "method.weight_bits=[4,8]", "method.activation_bits=[4,8]", "tracker=jsonl", "run.device=cpu")
 NETS: dict[str, tuple[str, ...]] = {
-    "resnet20": ("model=resnet20", "task=digits", "run.epochs=6", "optimizer.lr=0.05"),
-    "vgg7": ("model=vgg7", "task=digits", "run.epochs=6", "optimizer.lr=0.05"),
+    "resnet20": ("model=resnet20", "task=digits", "run.epochs=20", "optimizer.lr=0.05"),
+    "vgg7": ("model=vgg7", "task=digits", "run.epochs=20", "optimizer.lr=0.05"),
     "mobilenetv2": (
         "model=mobilenetv2",
         "model.stem=cifar",
         "model.width=0.5",
         "model.dropout=0.0",
         "task=digits",
-        "run.epochs=8",
+        "run.epochs=20",
         "optimizer.lr=0.05",
     ),
     "vit": (
@@ -40,7 +40,7 @@ NETS: dict[str, tuple[str, ...]] = {
         "model.depth=4",
         "model.num_heads=4",
         "task=digits",
-        "run.epochs=10",
+        "run.epochs=20",
         "optimizer=adamw",
         "optimizer.lr=0.001",
     ),
@@ -54,7 +54,7 @@ NETS: dict[str, tuple[str, ...]] = {
         "model.feedforward=128",
         "model.dropout=0.0",
         "task=tests.shipping.tokens:DigitTokens",
-        "run.epochs=12",
+        "run.epochs=20",
         "optimizer=adamw",
         "optimizer.lr=0.001",
     ),
