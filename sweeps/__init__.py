@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sweeps.ablations import Ablation
+    from sweeps.studies.study import Study, StudyTrial
     from sweeps.tables import Table
 
-__all__ = ["Ablation", "Table"]
+__all__ = ["Ablation", "Study", "StudyTrial", "Table"]
 
-_HOMES = {"Ablation": "sweeps.ablations", "Table": "sweeps.tables"}
+_HOMES = {
+    "Ablation": "sweeps.ablations",
+    "Study": "sweeps.studies.study",
+    "StudyTrial": "sweeps.studies.study",
+    "Table": "sweeps.tables",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,7 @@ COMMANDS = {
     "table": ("sweeps.tables.cli", "main", "print a published table beside what is measured here, or run it"),
     "check-records": ("sweeps.cli_records", "main", "read every record again, and the tables made of them"),
     "report": ("sweeps.report.cli", "main", "write one HTML page about the runs of a folder"),
+    "sweep": ("sweeps.cli_sweep", "main", "run a study: many settings of several methods, on one machine or a cluster"),
     "models": ("orchestration.cli_show", "models", "list the models and their keys"),
     "tasks": ("orchestration.cli_show", "tasks", "list the data sets and their keys"),
     "methods": ("orchestration.cli_show", "methods", "list the methods and their keys"),

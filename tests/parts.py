@@ -104,7 +104,17 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "gpu": _gpu,
     **{
         name: _package(name)
-        for name in ("brevitas", "onnx", "onnxruntime", "onnxscript", "timm", "torchao", "torchvision", "transformers")
+        for name in (
+            "brevitas",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "optuna_dashboard",
+            "timm",
+            "torchao",
+            "torchvision",
+            "transformers",
+        )
     },
     "postgresql": _postgresql,
     "proc": _proc,

@@ -21,6 +21,7 @@ LAZY = {
     "ray",
     "mlflow",
     "optuna",
+    "sqlalchemy",
     "hydra",
     "omegaconf",
     "submitit",

@@ -1,0 +1,1 @@
+"""Studies: many runs under one coordinator, with a declared budget, that survive the death of any process."""
