@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,10 +54,10 @@ def _join(told: Any, launch: str, temporary: Path) -> None:
 
     settings = LauncherSettings(**{**told["launcher"], "setup": tuple(told["launcher"]["setup"])})
     os.environ.update(ray_environment(settings, launch, temporary))
-    join(replace(settings, workers=int(told["parallel"])), {"temporary": str(temporary)})
+    join(asdict(replace(settings, workers=int(told["parallel"]))), str(temporary))
     import ray
 
-    require_room(settings, cast(Any, ray).cluster_resources())
+    require_room(settings, [node["Resources"] for node in cast(Any, ray).nodes() if node["Alive"]])
 
 
 class Server:
