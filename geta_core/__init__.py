@@ -18,13 +18,14 @@ if TYPE_CHECKING:
         ScheduleError,
         UnsupportedOpError,
     )
-    from geta_core.finishing import Compressed, Report, finish
+    from geta_core.finishing import Compressed, finish
     from geta_core.graph import Group, register_rule
     from geta_core.inspection import Inspection, inspect
     from geta_core.measuring import measure
     from geta_core.prepared import Prepared, prepare
     from geta_core.qasso import QASSO, Schedule
     from geta_core.quantize import QuantSite, set_kernel
+    from geta_core.report import Report
 
 _HOMES = {
     "geta_core.accounting": ("Measurement",),
@@ -39,13 +40,14 @@ _HOMES = {
         "ScheduleError",
         "UnsupportedOpError",
     ),
-    "geta_core.finishing": ("Compressed", "Report", "finish"),
+    "geta_core.finishing": ("Compressed", "finish"),
     "geta_core.graph": ("Group", "register_rule"),
     "geta_core.inspection": ("Inspection", "inspect"),
     "geta_core.measuring": ("measure",),
     "geta_core.prepared": ("Prepared", "prepare"),
     "geta_core.qasso": ("QASSO", "Schedule"),
     "geta_core.quantize": ("QuantSite", "set_kernel"),
+    "geta_core.report": ("Report",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -29,7 +29,7 @@ from geta_core.quantize.attach import INPUT_QUANTIZER
 from geta_core.slim.native import Change, apply_
 
 if TYPE_CHECKING:
-    from geta_core.finishing import QuantizedWeight
+    from geta_core.report import QuantizedWeight
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -83,7 +83,7 @@ def open_artifact(directory: str | os.PathLike[str]) -> Opened:
     Raises:
         ArtifactError: as :func:`load`.
     """
-    from geta_core.finishing import QuantizedWeight
+    from geta_core.report import QuantizedWeight
 
     folder = Path(directory)
     manifest = read(folder)

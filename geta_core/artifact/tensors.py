@@ -14,7 +14,7 @@ from geta_core.errors import ArtifactError
 from geta_core.quantize.packing import pack, unpack
 
 if TYPE_CHECKING:
-    from geta_core.finishing import QuantizedWeight
+    from geta_core.report import QuantizedWeight
 
 Kind = Literal["parameter", "buffer", "unsaved", "constant"]
 """``unsaved``: a buffer that a state_dict leaves out. ``constant``: a tensor of the forward's own code."""

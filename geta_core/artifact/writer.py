@@ -24,7 +24,8 @@ from geta_core.quantize.attach import INPUT_QUANTIZER
 from geta_core.slim.graph_module import as_switchable
 
 if TYPE_CHECKING:
-    from geta_core.finishing import Compressed, Report
+    from geta_core.finishing import Compressed
+    from geta_core.report import Report
 
 
 def save(compressed: Compressed, directory: str | os.PathLike[str]) -> None:

@@ -16,7 +16,7 @@ from geta_core.slim import modes
 from geta_core.slim.graph_module import as_switchable
 
 if TYPE_CHECKING:
-    from geta_core.finishing import QuantizedWeight
+    from geta_core.report import QuantizedWeight
 
 aten = torch.ops.aten
 _CONV = {getattr(aten, name).default for name in ("conv1d", "conv2d", "conv3d")}

@@ -17,7 +17,7 @@ from geta_core.graph import ExampleInputs
 from geta_core.slim.verify import without_input_quantizers
 
 if TYPE_CHECKING:
-    from geta_core.finishing import QuantizedWeight
+    from geta_core.report import QuantizedWeight
 
 BATCHES = (1, 64)
 

@@ -23,7 +23,7 @@ from geta_core.graph.capture import first_line
 from geta_core.slim.graph_module import batch_size
 
 if TYPE_CHECKING:
-    from geta_core.finishing import QuantizedWeight
+    from geta_core.report import QuantizedWeight
 
 OPSET = 21
 """The first operator set whose QuantizeLinear and DequantizeLinear take 4 and 16 bits."""
