@@ -46,8 +46,10 @@ def write_one(folder: Path, method: str, accuracy: float) -> None:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """A study of two methods, and `geta ui` that shows it."""
     runs = tmp_path_factory.mktemp("pages") / "runs"
-    write_one(runs / "one", "geta", 0.875)
-    write_one(runs / "two", "qat_only", 0.75)
+    for name, method, accuracy in (
+        ("one", "geta", 0.875), ("more", "geta", 0.875), ("two", "qat_only", 0.75), ("three", "qat_only", 0.75)
+    ):  # fmt: skip
+        write_one(runs / name, method, accuracy)
     assert sync([str(runs)]) == 0
     port = free_port(5950)
     command = [sys.executable, "-m", "sweeps.cli", "ui", str(runs), "--port", str(port), "--no-browser"]
@@ -84,9 +86,9 @@ def test_the_table_shows_accuracy_sparsity_bits_and_bops(pages: Any, tmp_path: P
 
 def test_the_charts_compare_two_methods(pages: Any, tmp_path: Path) -> None:
     page = drawn(view_address(pages.address, experiment(pages), charts=True), tmp_path)
-    assert "Compressed models" in page and page.count("js-plotly-plot") >= len(BARS) // 2
-    for name in ("final/test/accuracy", "final/group_sparsity", "final/weight_bits"):
-        assert name in page, name
+    assert "Compressed models" in page
+    for name in BARS[:3]:
+        assert f"final/{name}" in page, name
     assert "geta" in page and "qat_only" in page
 
 

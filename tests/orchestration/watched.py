@@ -19,6 +19,8 @@ from pathlib import Path
 MARK = "GETA_TEST_WATCHED"
 SOCKETS_EVERY, PROCESSES_EVERY = 0.02, 0.5
 """Seconds between looks at the system's sockets, and at the processes."""
+OWNER_WITHIN = 5.0
+"""Seconds for which the owner of a new socket is looked for: those of other commands have none here."""
 LISTEN = "0A"
 """State of a listening socket in /proc/net/tcp (proc(5))."""
 LIMIT = 800.0
@@ -71,7 +73,8 @@ class Watched:
                 cwd=self.cwd,
                 env={**os.environ, **self.environment, name: value},
             )
-        self._known: set[str] = set()
+        self._first_seen: dict[str, float] = {}
+        self._attributed: set[str] = set()
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -139,12 +142,13 @@ class Watched:
     def _watch(self) -> None:
         looked = 0.0
         while not self._over.is_set():
-            if time.monotonic() - looked >= PROCESSES_EVERY:
-                self._look()
-                looked = time.monotonic()
-            new = {inode: address for inode, address in _listening().items() if inode not in self._known}
-            if new:
-                self._attribute(new)
+            there, now = _listening(), time.monotonic()
+            new = there.keys() - self._first_seen.keys()
+            self._first_seen.update(dict.fromkeys(new, now))
+            if new or now - looked >= PROCESSES_EVERY:
+                recent = {inode for inode in there if now - self._first_seen[inode] < OWNER_WITHIN}
+                self._attribute({inode: there[inode] for inode in recent - self._attributed})
+                looked = now
             self._over.wait(SOCKETS_EVERY)
 
     def _attribute(self, new: Mapping[str, str]) -> None:
@@ -156,8 +160,7 @@ class Watched:
                         inode = os.readlink(folder / name).removeprefix("socket:[").removesuffix("]")
                         if inode in new:
                             self.listening.add((new[inode], process.title))
-        # Those of processes without the mark are not asked for again.
-        self._known.update(new)
+                            self._attributed.add(inode)
 
 
 def _started(pid: int) -> str | None:

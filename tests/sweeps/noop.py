@@ -12,7 +12,6 @@ from sweeps.studies.coordinator import Coordinator
 from sweeps.studies.definition import Definition
 from sweeps.studies.display import Display
 from sweeps.studies.ledger import Ledger, sqlite_beside
-from sweeps.studies.settings import Given
 from sweeps.studies.study import Study
 
 
@@ -55,12 +54,11 @@ def numbers(config: dict[str, Any]) -> dict[str, float]:
 def coordinate(study: Study, stop: Any = None, pool: type[NoopPool] = NoopPool) -> Coordinator:
     """Run a study with runs that end at once, and return its coordinator."""
     from orchestration.signals import StopRequest
-    from sweeps.studies.definition import save, saved
+    from sweeps.studies.definition import merged, save
 
-    if saved(study.folder) is None:
-        save(study.definition, Given(study.definition.name))
+    save(study.definition, merged(study._given, study.folder))
     made = Coordinator(study.definition, ledger(study), Display("", 0, quiet=True), lambda name, own: pool(own))
-    made.run(stop or StopRequest())
+    made.run(StopRequest() if stop is None else stop)
     return made
 
 

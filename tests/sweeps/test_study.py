@@ -375,10 +375,12 @@ def test_a_run_without_validation_fails_with_the_reason() -> None:
 
 def test_a_storage_that_stays_away_ends_the_study_with_one_line(tmp_path: Path) -> None:
     study = make(tmp_path / "s", trials=1)
+    coordinate(study)
     book = ledger(study)
     book._patience = 0.0
     book._storage.engine.dispose()
-    (study.folder / "study.db").unlink()
+    for each in study.folder.glob("study.db*"):
+        each.unlink()
     (study.folder / "study.db").mkdir()
     with pytest.raises(GetaError, match=r"does not answer \(.*\); the same command goes on"):
         book.entries()
