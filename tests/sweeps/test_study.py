@@ -93,7 +93,7 @@ def test_a_synchronous_study_repeats_whatever_interrupts_it(sampler: str, more: 
             break
         except StoppedError:
             stops += 1
-    assert stops > 1
+    assert stops
     assert found(parts) == found(whole)
     different = len({json.dumps(t.params, sort_keys=True) for t in whole.trials()})
     assert different > 4 if sampler == "nsga2" else different == whole.definition.trials, "children may equal parents"

@@ -81,13 +81,14 @@ def test_sigterm_saves_and_another_launcher_goes_on(folder: Path, there: Running
 def test_what_the_user_must_put_right_is_not_tried_again(
     folder: Path, there: RunningCluster, values: dict[str, float], words: str
 ) -> None:
-    run = launch(resolved(folder, "wrong", {**RAY, **values, "address": there.address}), there.environment)
+    name = f"wrong-{values['workers']}"  # its own log
+    run = launch(resolved(folder, name, {**RAY, **values, "address": there.address}), there.environment)
     try:
         assert run.wait() == 2, run.text()
     finally:
         run.close()
     assert words in run.text() and run.text().count("geta: ") == 1
-    assert not (folder / "wrong").exists() and not run.alive()
+    assert not (folder / name).exists() and not run.alive()
 
 
 @pytest.mark.long
