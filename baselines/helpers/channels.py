@@ -9,6 +9,7 @@ quantizer, so that the factor can be merged into the float weight at the end wit
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -32,7 +33,7 @@ _LINEAR_MAPS = (
 )
 
 
-class ChannelGates(nn.Module):
+class ChannelGates(nn.Module, ABC):
     """Base of a set of gates, one per group; a subclass says how z is drawn.
 
     Attributes:
@@ -51,13 +52,13 @@ class ChannelGates(nn.Module):
         self._sites: list[tuple[nn.Module, str]] = []
         self._home: tuple[nn.Module, ...] = ()
 
+    @abstractmethod
     def draw(self) -> Tensor:
         """Return z in training, float [groups]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settled(self) -> Tensor:
         """Return z in evaluation, float [groups]."""
-        raise NotImplementedError
 
     def factors(self) -> Tensor:
         """Return z of now with a last entry 1, which stands for "no group"; zero where a group is not alive."""

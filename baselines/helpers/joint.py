@@ -7,6 +7,7 @@ at a relative BOPs where ``match_bops`` asks for one.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -125,21 +126,21 @@ class GatedOptimizer(StagedOptimizer):
         )
         self.write()
 
+    @abstractmethod
     def penalty(self) -> Tensor:
         """Return what is added to the loss, differentiable in ``leaves`` and ``grids.theta``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self) -> Tensor:
         """Return how much each group matters, [groups]; the lowest go first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def redundant(self) -> Tensor:
         """Return which groups the method would remove, bool [groups]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def learned_bits(self) -> Tensor:
         """Return the bit widths of now, not always whole, [entries]."""
-        raise NotImplementedError
 
     def bits_in_training(self) -> Tensor | None:
         """Return whole bits that the quantizers have while they are learned, long [entries]; None leaves theta's."""

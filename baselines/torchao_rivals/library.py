@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -59,9 +60,9 @@ class LibraryOptimizer(ClockedOptimizer):
         """Return the parameter groups that the torch.optim class steps."""
         return self.param_groups
 
+    @abstractmethod
     def build(self) -> Any:
         """Return the library's optimizer."""
-        raise NotImplementedError
 
     def share(self) -> None:
         """Point the torch.optim class to this object's groups and state."""
