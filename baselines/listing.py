@@ -24,7 +24,11 @@ will do) and corrects the number of groups when they are chosen; *itself* means 
 meets it; a method without such a knob refuses. What cannot be met is refused with the range that can.
 
 Methods that compress a trained model (`ptq_only`, `obc`) train it first within the budget, or take `model.weights=`
-with `method.train=false`; `geta compare` gives them the dense run of the same seed where `dense` is compared too.
+with `method.train=false`. In `geta compare` every method starts from the weights of the dense run of its seed where
+`dense` is compared too, one file for all (its SHA-256 stands in every result), and takes the same number of steps;
+`ptq_only` and `obc` take none. The dense run's steps thus count for each alike. `start=scratch` draws random weights
+instead. In their papers LSQ, CLIP-Q, ANNC and DJPQ fine-tune a trained model and QST-B trains from scratch; a row from
+scratch beside rows from a trained model would have had fewer steps, so that all start alike.
 
 `geta compare match=bops` gives every method with the knob the relative BOPs that GETA ended with on the same seed, and
 lets it quantize what GETA quantizes. Where GETA's inputs are quantized, so are those of `qst_b`, `annc`, `clip_q` and

@@ -1,8 +1,8 @@
 """PTQ only: a dense model is trained, then quantized without training; nothing is pruned.
 
-Papers: ranges and the standard pipeline of Nagel et al. (arXiv:2106.08295, section 3); rounding to nearest, by
-AdaRound (arXiv:2004.10568, Eq. 22 to 25), or by OBQ (arXiv:2208.11580). The equations stand in
-``baselines.helpers.ranges``, ``rounding`` and ``surgeon``.
+Papers: ranges and the standard pipeline of Nagel et al. (arXiv:2106.08295, section 3), which rounds by AdaRound
+(arXiv:2004.10568, Eq. 22 to 25) where there is calibration data; also to nearest, or by OBQ (arXiv:2208.11580). The
+equations stand in ``baselines.helpers.ranges``, ``rounding`` and ``surgeon``.
 
 Differs: batch normalisations are not folded into the weights (ranges are per output channel by default, which does the
 same for the weights' scale). AdaRound's error is taken before the activation function, over the whole calibration set
@@ -19,7 +19,7 @@ from torch import nn
 
 import geta_core as geta
 from baselines.helpers.dense_start import DenseStart
-from baselines.helpers.post_training import PostTraining
+from baselines.helpers.post_training import PostTraining, Rounding
 from baselines.matching import Matching
 from baselines.search import Space, declared
 
@@ -31,6 +31,9 @@ class PtqOnly(DenseStart, PostTraining, Matching):
     PAPER: ClassVar[str] = "Nagel et al., arXiv:2106.08295; AdaRound arXiv:2004.10568"
     CONTROLS: ClassVar[str] = "one bit width for the weights and one for the layer inputs, after training"
     SEARCH: ClassVar[Space] = declared(__file__, "ptq_only")
+
+    rounding: Rounding = "adaround"
+    """adaround, as in the standard pipeline with calibration data; or nearest, or obq, with which it is OBQ alone."""
 
     def prepare(self, model: nn.Module, example_inputs: Any, calibration: Sequence[Any]) -> geta.Prepared:
         """Capture the model; nothing is quantized while it trains."""

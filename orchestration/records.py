@@ -18,6 +18,8 @@ PACKAGES = (
     *("ray", "submitit", "optuna", "torchvision", "transformers", "timm", "torchao"),
 )
 
+STARTED_FROM = "started_from"
+"""Of an attempt's record: SHA-256 of the file of weights that the run started from; absent where it drew its own."""
 LONGEST_PATCH = 1_000_000
 """Characters of a patch that is kept."""
 

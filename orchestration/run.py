@@ -19,7 +19,7 @@ from orchestration.config import Config
 from orchestration.files import room_for
 from orchestration.loop import Surroundings, train
 from orchestration.progress import Progress, Silent, open_progress
-from orchestration.records import environment
+from orchestration.records import STARTED_FROM, environment
 from orchestration.result import RunResult
 from orchestration.rundir import RunDirectory
 from orchestration.signals import StoppedError, StopRequest
@@ -27,6 +27,7 @@ from orchestration.state import Session, scatter
 from orchestration.tracking import open_trackers, unfinished_trackers
 from orchestration.tracking.base import Status, Tracker
 from orchestration.tracking.jsonl import Journal
+from orchestration.weights import weights_digest
 from orchestration.world import World
 
 GOES_ON = "make room, then the same command goes on from the last checkpoint"
@@ -87,7 +88,9 @@ def attempt(config: Config, place: RunDirectory, stop: StopRequest, setting: Set
         train(session, Surroundings(journal, (), checkpoints, Silent(), stop))
         session.world.follow_leader()  # which compresses and measures the model
         return None
+    start = config.model.weights
     about = {**environment(session.compute.name()), **setting.about}
+    about |= {} if start is None else {STARTED_FROM: weights_digest(start)}
     with place.lock():
         place.create(config, about)
         notes = resume(session, checkpoints, journal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -26,10 +27,7 @@ def load_weights(model: nn.Module, place: str) -> None:
         ConfigError: when there is no such file, or its tensors are not the model's.
         ArtifactError: when the file is damaged.
     """
-    path = Path(place).expanduser()
-    path = path / FILE if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigError([f"model.weights must be a file or the directory of a dense run, but {path} does not exist"])
+    path = weights_file(place)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_model
@@ -44,6 +42,25 @@ def load_weights(model: nn.Module, place: str) -> None:
         if isinstance(error, (ConfigError, ArtifactError)):
             raise
         raise ArtifactError(f"model.weights={path} is damaged or has another format ({error})") from error
+
+
+def weights_file(place: str) -> Path:
+    """Return the file that ``model.weights`` names.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    path = Path(place).expanduser()
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError([f"model.weights must be a file or the directory of a dense run, but {path} does not exist"])
+    return path
+
+
+def weights_digest(place: str) -> str:
+    """Return the SHA-256 of the file that ``model.weights`` names, in hexadecimal."""
+    with weights_file(place).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

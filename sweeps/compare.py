@@ -3,7 +3,8 @@
 Every method trains with the same data, seeds, steps, optimizer and learning rates, and is tuned with the same number
 of trials. With ``match=bits`` ``prune_then_ptq`` and ``qat_only`` get the bit widths that GETA ended with (its
 averages, rounded up), and ``prune_then_ptq`` its sparsity; with ``match=bops`` every method that has the knob gets
-GETA's relative BOPs, seed by seed, so that the rows differ in the method alone (``sweeps.given`` says how).
+GETA's relative BOPs, seed by seed, so that the rows differ in the method alone (``sweeps.given`` says how). All of them
+start from the dense run of the seed, where it is compared too.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from orchestration.rundir import DEFAULT_ROOT, RunDirectory
 from orchestration.values import parse_value
 from sweeps import tuning
 from sweeps.comparison import Comparison, print_comparison, save_record
-from sweeps.given import Match, dense_start, has_knob, matched, starts_dense
+from sweeps.given import Match, Start, dense_start, has_knob, matched
 from sweeps.layout import layout, write_statistics
 
 METHODS = ("dense", "geta", "qat_only", "prune_then_ptq")
 REFERENCE, DENSE = "geta", "dense"
 
 HELP = """\
-usage: geta compare [methods=[dense,geta,...]] [seeds=[0,1,...]] [match=bits|bops|nothing] [tune=N] [output=DIR]
-                    [record=FILE] [study=NAME] [group=NAME ...] [group.key=VALUE ...]
+usage: geta compare [methods=[dense,geta,...]] [seeds=[0,1,...]] [match=bits|bops|nothing] [start=dense|scratch]
+                    [tune=N] [output=DIR] [record=FILE] [study=NAME] [group=NAME ...] [group.key=VALUE ...]
 
 Run several methods under one budget and print the table: means, standard deviations, and the paired differences to
 GETA with 95 % intervals corrected for their number (Holm).
@@ -42,13 +43,15 @@ GETA with 95 % intervals corrected for their number (Holm).
   match     what the others take from GETA's result of the same seed: bits (default) for qat_only and prune_then_ptq;
             bops for every method that has the knob method.match_bops, with inputs quantized where GETA's are and
             bit widths that begin at GETA's; or nothing
+  start     dense (default): every method starts from the weights of the dense run of its seed, one file for all, where
+            dense is among the methods; each then takes the same number of steps, ptq_only and obc none. scratch: from
+            random weights; ptq_only and obc train a dense model of their own first
   tune      trials per method, its defaults among them, judged on the validation split (default 1: the defaults)
   output    folder that receives the runs (default runs)
   record    JSON file that receives every result
   study     MLflow experiment of the runs (default compare-TASK); each method is a parent run with its seeds as
             children, and holds mean, standard deviation and 95 % confidence interval of their final numbers
 
-Methods that compress a trained model start from the dense run of the same seed, where dense is compared too.
 All other values are those of `geta run` and hold for every method; METHOD:key=value holds for one of them, such as
 geta:method.sparsity=0.6. Runs that are complete are not run again; interrupted ones go on.
 """
@@ -63,6 +66,7 @@ class Plan:
         seeds: of the runs.
         output: folder that receives one run directory per method and seed, and the MLflow store.
         match: what the others take from GETA's result of the same seed.
+        start: from which weights the methods start; from the dense run's only where ``dense`` is among them.
         trials: of tuning, per method.
         values: ``group=name`` and ``group.key=value`` for every run, ``method:key=value`` for one method.
         study: MLflow experiment of the runs; None is "compare-TASK", or what ``tracker.experiment`` says.
@@ -72,6 +76,7 @@ class Plan:
     seeds: Sequence[int]
     output: Path
     match: Match = "bits"
+    start: Start = "dense"
     trials: int = 1
     values: Sequence[str] = field(default_factory=tuple)
     study: str | None = None
@@ -104,6 +109,7 @@ def _read(arguments: Sequence[str]) -> tuple[Plan, str | None]:
         "seeds": [0],
         "output": DEFAULT_ROOT,
         "match": "bits",
+        "start": "dense",
         "tune": 1,
         "record": None,
         "study": None,
@@ -120,6 +126,7 @@ def _read(arguments: Sequence[str]) -> tuple[Plan, str | None]:
     seeds = check_value(_listed(own["seeds"]), list[Annotated[int, Bounds(0)]], "seeds", faults)
     output = check_value(own["output"], str, "output", faults)
     match = check_value(own["match"], Match, "match", faults)
+    start = check_value(own["start"], Start, "start", faults)
     trials = check_value(own["tune"], Annotated[int, Bounds(1)], "tune", faults)
     record = check_value(own["record"], str | None, "record", faults)
     study = check_value(own["study"], str | None, "study", faults)
@@ -129,9 +136,15 @@ def _read(arguments: Sequence[str]) -> tuple[Plan, str | None]:
         faults.append(f"seeds must not hold {tuning.SEED}, which is the seed of tuning")
     if faults:
         raise ConfigError(faults)
-    place = Path(output)
     return Plan(
-        methods=methods, seeds=seeds, output=place, match=match, trials=trials, values=values, study=study
+        methods=methods,
+        seeds=seeds,
+        output=Path(output),
+        match=match,
+        start=start,
+        trials=trials,
+        values=values,
+        study=study,
     ), record
 
 
@@ -156,17 +169,17 @@ def compare(plan: Plan) -> Comparison:
             _config(plan, method, seed, places[method])
     found = Comparison(reference=REFERENCE, trials=plan.trials)
     chosen: dict[str, tuple[str, ...]] = {}
-    # GETA and the dense model go first, because others are given what they ended with.
-    methods = sorted(plan.methods, key=lambda name: (name != REFERENCE, name != DENSE))
+    # The dense model and GETA go first, because others are given what they ended with.
+    methods = sorted(plan.methods, key=lambda name: (name != DENSE, name != REFERENCE))
     for method in methods:
         chosen[method] = _tuned(plan, method, found) if plan.trials > 1 else ()
     for seed in plan.seeds:
         ended: dict[str, tuple[Config, RunResult]] = {}
         for method in methods:
-            keys = merged(places[method], _given(plan, method, ended), chosen[method])
-            config = _config(plan, method, seed, keys)
             write(f"{method}, seed {seed}")
             try:
+                keys = merged(places[method], _given(plan, method, ended), chosen[method])
+                config = _config(plan, method, seed, keys)
                 result = run(config)
             except GetaError as error:
                 found.failures[method] = str(error)
@@ -230,12 +243,18 @@ def _config(plan: Plan, method: str, seed: int, keys: Sequence[str]) -> Config:
 
 
 def _given(plan: Plan, method: str, ended: Mapping[str, tuple[Config, RunResult]]) -> list[str]:
-    """Return the keys that a method gets from runs of the same seed."""
-    keys = []
+    """Return the keys that a method gets from runs of the same seed.
+
+    Raises:
+        GetaError: when it is to start from the dense model, and there is none.
+    """
+    keys: list[str] = []
     if REFERENCE in ended and method != REFERENCE:
         keys += matched(method, plan.match, *ended[REFERENCE])
-    if DENSE in ended and starts_dense(method):
-        keys += dense_start(ended[DENSE][1])
+    if plan.start == "dense" and DENSE in plan.methods and method != DENSE:
+        if DENSE not in ended:
+            raise GetaError("starts from the dense run of its seed, which did not come to its end")
+        keys += dense_start(method, ended[DENSE][1])
     return keys
 
 

@@ -13,6 +13,7 @@ from baselines.matching import TOLERANCE, meets
 from orchestration.console import table, write
 from orchestration.files import write_json
 from orchestration.result import RunResult
+from sweeps.cells import start_note
 from sweeps.statistics import Difference, paired_differences
 from sweeps.tuning import Trial
 
@@ -101,6 +102,8 @@ def notes(found: Comparison) -> list[str]:
         )
     elif found.differences():
         lines.append(f"to {found.reference}: difference in points of one seed, which decides nothing")
+    start = start_note(found.results)
+    lines += [] if start is None else [start]
     if found.trials > 1:
         lines.append(f"every method was tuned with {found.trials} trials on the validation split")
     return lines + [f"{method}: {reason}" for method, reason in found.failures.items()]

@@ -7,7 +7,9 @@ GETA's averages, rounded up, and not at a default of 8: a method that prunes as 
 groups and bits as GETA does, and one that cannot prune has the nearest bit widths that meet it. Methods that choose
 bit widths within bounds keep their own bounds.
 
-Methods that compress a trained model start from the dense run of the same seed.
+``start=dense`` lets every method begin with the trained dense model of its seed, one file for all of them. Methods that
+are published as post-training or fine-tuning need it; those published as training from scratch get it too, because the
+dense run's steps would else be more than the others have.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from orchestration.config import Config
 from orchestration.result import RunResult
 
 Match = Literal["bits", "bops", "nothing"]
+Start = Literal["dense", "scratch"]
 BITS = ("weight_bits", "activation_bits")
 
 
@@ -32,15 +35,11 @@ def has_knob(method: str) -> bool:
     return KEY in options_of(METHODS.resolve(method))
 
 
-def starts_dense(method: str) -> bool:
-    """Whether a method compresses a trained model, and may leave the training to another run."""
+def dense_start(method: str, dense: RunResult) -> list[str]:
+    """Return the keys with which a method starts from the model of a dense run; post-training methods train no more."""
     found = METHODS.resolve(method)
-    return inspect.isclass(found) and issubclass(found, DenseStart)
-
-
-def dense_start(dense: RunResult) -> list[str]:
-    """Return the keys with which such a method compresses the model of a dense run."""
-    return [f"model.weights={dense.directory}", "method.train=false"]
+    post_training = inspect.isclass(found) and issubclass(found, DenseStart)
+    return [f"model.weights={dense.directory}", *["method.train=false"] * post_training]
 
 
 def matched(method: str, match: Match, reference: Config, result: RunResult) -> list[str]:

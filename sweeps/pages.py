@@ -14,7 +14,7 @@ from typing import Any
 
 from geta_core.errors import ArtifactError
 from orchestration.result import RunResult
-from sweeps.cells import bits_text, interval_text, mean_text
+from sweeps.cells import bits_text, interval_text, mean_text, start_note
 from sweeps.records import read_record, results_of
 from sweeps.render import Sheet, render
 from sweeps.statistics import Mean, paired_differences, resolution
@@ -96,6 +96,9 @@ def _notes(record: Mapping[str, Any], results: Results, reference: str) -> Itera
     values = _compared(record, results)
     if reference in values:
         yield f"accuracy: {resolution(paired_differences(values, reference))}"
+    start = start_note(results)
+    if start is not None:
+        yield start
     if record.get("trials", 1) > 1:
         yield f"every method was tuned with {record['trials']} trials on the validation split"
     if any(_missed(record, cell, own) for cell, own in results.items()):

@@ -20,6 +20,7 @@ from geta_core.errors import ArtifactError
 from orchestration.config import Config, digest_of
 from orchestration.files import write_text
 from orchestration.result import RunResult
+from sweeps.cells import different_starts
 from sweeps.grid import Found
 from sweeps.statistics import paired_differences
 
@@ -127,6 +128,10 @@ def _file(path: Path) -> tuple[list[str], int]:
     if not rows:
         faults.append("holds no run")
     if not faults and "differences" in record:
+        faults += [
+            f"seed {seed}: all methods must start from one file of weights, but their digests differ"
+            for seed in different_starts(results_of(record))
+        ]
         faults += list(_difference_faults(record))
     return faults, len(rows)
 

@@ -100,15 +100,18 @@ def adaround(weight: Tensor, step: Tensor, top: int, xx: Tensor, zx: Tensor, set
     scaled = weight / step
     floor = scaled.floor()
     nearest = scaled.round().clamp(-top, top)
-    v = initial(scaled - floor).requires_grad_()
+    # The search is in float32; what it found is compared with rounding to nearest in float64.
+    v = initial(scaled - floor).float().requires_grad_()
     adam = torch.optim.Adam([v], lr=settings.lr * max(1.0, PUBLISHED_ITERATIONS / settings.iterations))
-    pull = 2 * (weight @ zx)
+    fixed = [each.float() for each in (step, floor, 2 * xx, 2 * (weight @ zx))]
     unit = _nearest_error(weight, nearest * step, xx) / weight.numel() if settings.relative else 1.0
     with torch.enable_grad():
         for iteration in range(settings.iterations):
             h = rectified_sigmoid(v)
-            soft = step * (floor + h).clamp(-top, top)
-            loss = (soft * (soft @ xx - pull)).sum() / unit
+            soft = fixed[0] * (fixed[1] + h).clamp(-top, top)
+            # The error's own gradient, so that each step has one matrix product.
+            slope = (soft.detach() @ fixed[2] - fixed[3]) / unit
+            loss = (soft * slope).sum()
             beta = settings.beta(iteration)
             if beta is not None:
                 loss = loss + settings.regularization * (1 - (2 * h - 1).abs().pow(beta)).sum()

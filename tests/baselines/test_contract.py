@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import geta_core as geta
 from baselines.registry import METHODS
@@ -21,7 +22,9 @@ from baselines.schema import options_of
 from geta_core.errors import ConfigError
 from geta_core.quantize.attach import INPUT_QUANTIZER
 from orchestration import loop
+from orchestration.assemble import assemble
 from orchestration.compose import compose
+from orchestration.records import STARTED_FROM
 from orchestration.result import RunResult
 from orchestration.run import run
 from orchestration.signals import StoppedError
@@ -110,6 +113,24 @@ def accounts_for_what_is_saved(result: RunResult, place: Path) -> None:
         if row["weight_bits"] <= 8:
             most = max(len(channel.unique()) for channel in values.flatten(1))
             assert most <= 2 ** row["weight_bits"], f"{row['name']} lies on the grid of its bits"
+
+
+@pytest.mark.parametrize("name", ["prune_then_ptq", "prune_then_qat", "quantize_then_prune"])
+def test_from_a_dense_model_the_bits_do_not_depend_on_an_interruption(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(compose(arguments("dense", tmp_path / "dense")))
+    start, whole, parts = f"model.weights={tmp_path / 'dense'}", tmp_path / "whole", tmp_path / "parts"
+    first = list(assemble(compose(arguments(name, whole, start))).prepared.model.state_dict().values())
+    given = load_file(tmp_path / "dense" / "weights.safetensors")
+    assert all(any(torch.equal(each, tensor) for tensor in first) for each in given.values())
+    result = run(compose(arguments(name, whole, start)))
+    stopped_at(STEPS // 2 + 1, monkeypatch, lambda: run(compose(arguments(name, parts, start))))
+    again = run(compose(arguments(name, parts, start)))
+    assert differences(outcome(whole), outcome(parts)) == []
+    assert result.environment[STARTED_FROM] == again.environment[STARTED_FROM]
+    scratch = run(compose(arguments(name, tmp_path / "scratch")))
+    assert scratch.metrics["trained/val/loss"] > result.metrics["trained/val/loss"], "it had half the steps"
 
 
 @pytest.mark.parametrize("name", MATCHING)

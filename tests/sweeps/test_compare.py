@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -16,19 +17,24 @@ from baselines.search import OneOf, Real, Whole
 from geta_core.errors import ConfigError
 from orchestration.compose import compose
 from orchestration.config import Config
+from orchestration.records import STARTED_FROM
 from orchestration.result import RunResult
 from orchestration.run import run
 from sweeps import tuning
+from sweeps.cells import different_starts, start_note
 from sweeps.compare import Plan, compare, main
 from sweeps.comparison import notes, save_record
 from sweeps.given import matched
 
 SHORT = ("task=digits", "tracker=jsonl", "run.steps=40", "run.threads=1")
+QUICK = "ptq_only:method.iterations=100"
 
 
 def test_the_others_meet_the_bops_of_geta(tmp_path: Path) -> None:
     methods = ["dense", "geta", "ptq_only"]
-    plan = Plan(methods=methods, seeds=[0, 1], output=tmp_path, match="bops", values=SHORT)
+    plan = Plan(
+        methods=methods, seeds=[0, 1], output=tmp_path, match="bops", values=(*SHORT, QUICK, "geta:method.sparsity=0.3")
+    )
     found = compare(plan)
     assert not found.failures
     assert {method: list(results) for method, results in found.results.items()} == {name: [0, 1] for name in methods}
@@ -50,6 +56,47 @@ def test_the_others_meet_the_bops_of_geta(tmp_path: Path) -> None:
     assert record["differences"].keys() == {"dense", "ptq_only"}
 
 
+PIPELINES = ("prune_then_ptq", "prune_then_qat", "quantize_then_prune")
+
+
+def test_every_method_starts_from_the_one_dense_model_of_its_seed(tmp_path: Path) -> None:
+    methods = ["geta", *PIPELINES, "ptq_only", "dense"]
+    small = (*SHORT, QUICK, "model.width=8", "task.batch_size=64")
+    plan = Plan(methods=methods, seeds=[0], output=tmp_path, match="bops", values=small)
+    found = compare(plan)
+    assert not found.failures
+    for seed, dense in found.results["dense"].items():
+        weights = Path(dense.directory) / "weights.safetensors"
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert STARTED_FROM not in dense.environment
+        for method in methods[:-1]:
+            result = found.results[method][seed]
+            assert result.environment[STARTED_FROM] == digest
+            assert result.steps == (0 if method == "ptq_only" else dense.steps)
+    assert different_starts(found.results) == []
+    said = (
+        "5 methods start from one file of weights for each seed (dense, 40 steps; they count for each alike) and "
+        "take 40 of their own; ptq_only none"
+    )
+    assert said in notes(found)
+    # A row that started elsewhere is told.
+    geta = found.results["geta"][0]
+    other = replace(geta, environment={**geta.environment, STARTED_FROM: "0"})
+    mixed = {**found.results, "geta": {0: other}}
+    assert different_starts(mixed) == [0] and "DIFFER" in str(start_note(mixed))
+    # From scratch nothing is given, and a comparison without dense has nothing to give.
+    scratch = compare(replace(plan, methods=["dense", "prune_then_ptq"], seeds=[0], start="scratch"))
+    assert STARTED_FROM not in scratch.results["prune_then_ptq"][0].environment and start_note(scratch.results) is None
+
+
+def test_without_the_dense_run_of_a_seed_the_others_do_not_start_from_scratch(tmp_path: Path) -> None:
+    values = (*SHORT, "dense:model.weights=/nowhere.pt")
+    found = compare(Plan(methods=["qat_only", "dense"], seeds=[0], output=tmp_path, values=values))
+    assert not found.results
+    assert "nowhere" in found.failures["dense"]
+    assert "the dense run of its seed, which did not come to its end" in found.failures["qat_only"]
+
+
 def test_the_best_trial_on_the_validation_split_is_compared(tmp_path: Path) -> None:
     found = compare(Plan(methods=["dense"], seeds=[0], output=tmp_path, trials=2, values=(*SHORT, "run.epochs=1")))
     trials = [json.loads((tmp_path / f"tuning/dense-{n}/result.json").read_text()) for n in (0, 1)]
@@ -63,7 +110,7 @@ def test_the_best_trial_on_the_validation_split_is_compared(tmp_path: Path) -> N
 
 
 def test_a_run_that_misses_its_target_is_said_and_not_compared(tmp_path: Path) -> None:
-    values = (*SHORT, "run.epochs=1", "ptq_only:method.match_bops=0.25")
+    values = (*SHORT, QUICK, "run.epochs=1", "ptq_only:method.match_bops=0.25")
     found = compare(Plan(methods=["geta", "ptq_only"], seeds=[0], output=tmp_path, match="bops", values=values))
     assert found.missed("ptq_only") == [0]
     assert not found.differences(), "an accuracy at another price is no difference"
@@ -75,7 +122,7 @@ def test_a_run_that_misses_its_target_is_said_and_not_compared(tmp_path: Path) -
 
 
 def test_a_trial_that_misses_the_target_never_wins(tmp_path: Path) -> None:
-    base = [*SHORT, "method=ptq_only", "run.epochs=1", f"run.output={tmp_path}"]
+    base = [*SHORT, "method=ptq_only", "method.iterations=100", "run.epochs=1", f"run.output={tmp_path}"]
 
     def trial(number: int, keys: Sequence[str]) -> RunResult:
         result = run(compose([*base[:-1], f"run.output={tmp_path}/{number}", "method.match_bops=0.0625"]))
