@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from geta_core.config import CompressionConfig
 from geta_core.errors import UnsupportedOpError
 from geta_core.quantize import math, recompute
+from geta_core.quantize.ahead import Ahead
 from geta_core.quantize.attention import Attention, replace_attention_
 from geta_core.quantize.hooks import QuantizeInput
 from geta_core.quantize.quantizer import Quantizer
@@ -135,6 +136,10 @@ def _attach_weights(
             parametrize.register_parametrization(owner, name, site.quantizer)
             if config.recompute:
                 site.handles += recompute.install_(owner)
+    if not config.recompute and len(sites) > 1:  # a recipe is noted in the layer's turn
+        ahead = Ahead(model, [(site.parametrizations, site.quantizer) for site in sites])
+        for site in sites:
+            site.ahead = ahead
     return sites
 
 
@@ -190,6 +195,9 @@ def detach_input_(site: QuantSite) -> None:
 def detach_weight_(site: QuantSite) -> None:
     """Make a weight the plain float parameter again, at all of its owners; a second call does nothing."""
     _remove_hooks_(site)
+    if site.ahead is not None:
+        site.ahead.forget_(site.quantizer)
+        site.ahead = None
     for owner, name in site.owners:
         if parametrize.is_parametrized(owner, name):
             _own_class_(owner)

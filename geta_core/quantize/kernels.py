@@ -83,7 +83,7 @@ def forward(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -
         return math.quantize(x, d, q_m, t, signed)
     if _use_compiled(x):
         return _compiled_forward(x, d, q_m, t, signed)
-    if _is_small(x) and small.fits(x, d, q_m):
+    if is_small(x) and small.fits(x, d, q_m):
         return small.forward(x, d, q_m, t, signed)
     out = blocks.forward(x, d, q_m, t, signed) if _worth_blocks(x, d) else None
     return math.quantize(x, d, q_m, t, signed) if out is None else out
@@ -97,13 +97,14 @@ def backward(
         return math.quantize_backward(g, x, d, q_m, t, signed, chain_rule)
     if _use_compiled(x):
         return _compiled_backward(g, x, d, q_m, t, signed, chain_rule)
-    if _is_small(x) and small.fits(x, d, q_m) and g.dtype is x.dtype and not chain_rule:
+    if is_small(x) and small.fits(x, d, q_m) and g.dtype is x.dtype and not chain_rule:
         return small.backward(g, x, d, q_m, t, signed)
     grads = blocks.backward(g, x, d, q_m, t, signed) if _worth_blocks(x, d) and not chain_rule else None
     return math.quantize_backward(g, x, d, q_m, t, signed, chain_rule) if grads is None else grads
 
 
-def _is_small(x: Tensor) -> bool:
+def is_small(x: Tensor) -> bool:
+    """Tell whether calling the formulas for x takes about as long as computing them."""
     return x.device.type == "cpu" and x.numel() < blocks.LEAST
 
 

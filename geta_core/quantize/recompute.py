@@ -23,15 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from geta_core.quantize import kernels
-
-CHANGED = (
-    "a tensor that the backward pass needs was changed in place after the forward pass; call backward() before "
-    "optimizer.step(), and use no in-place operation on what a quantized layer received"
-)
-
-
-def _versions(parts: Sequence[Tensor | None]) -> tuple[int, ...]:
-    return tuple(part._version for part in parts if part is not None)
+from geta_core.quantize.versions import CHANGED, versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +41,7 @@ class Recipe:
     def of(cls, x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -> Recipe:
         """Return the recipe for the present values."""
         parts = (x.detach(), d.detach(), q_m.detach(), None if t is None else t.detach())
-        return cls(*parts, signed, _versions(parts))
+        return cls(*parts, signed, versions(parts))
 
     def cook(self) -> Tensor:
         """Return x^Q.
@@ -58,7 +50,7 @@ class Recipe:
             RuntimeError: an ingredient was changed in place since the forward pass.
         """
         parts = (self.x, self.d, self.q_m, self.t)
-        if _versions(parts) != self.versions:
+        if versions(parts) != self.versions:
             raise RuntimeError(CHANGED)
         with torch.no_grad():
             return kernels.forward(*parts, self.signed)

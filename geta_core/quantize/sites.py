@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
+from geta_core.quantize.ahead import Ahead
 from geta_core.quantize.quantizer import Quantizer
 
 
@@ -27,6 +28,7 @@ class QuantSite:
         owners: every (module, parameter name) that holds the weight; empty for an input.
         reason: why the site does nothing, None where it works.
         handles: hooks of the site, removed when it is detached or baked.
+        ahead: the model's hooks that quantize small weights together, None where there are none.
     """
 
     name: str
@@ -39,6 +41,7 @@ class QuantSite:
     owners: tuple[tuple[nn.Module, str], ...] = ()
     reason: str | None = None
     handles: tuple[RemovableHandle, ...] = ()
+    ahead: Ahead | None = None
 
     @property
     def fired(self) -> bool:
@@ -51,6 +54,11 @@ class QuantSite:
         if self.parameter_name is None:
             return None
         if parametrize.is_parametrized(self.module, self.parameter_name):
-            lists = cast(nn.ModuleDict, self.module.parametrizations)
-            return cast(nn.Parameter, lists[self.parameter_name].original)
+            return cast(nn.Parameter, self.parametrizations.original)
         return cast(nn.Parameter, getattr(self.module, self.parameter_name))
+
+    @property
+    def parametrizations(self) -> parametrize.ParametrizationList:
+        """The parametrizations of a weight, while there are any."""
+        lists = cast(nn.ModuleDict, self.module.parametrizations)
+        return cast(parametrize.ParametrizationList, lists[cast(str, self.parameter_name)])
