@@ -2,8 +2,9 @@
 
 Quantizing a small weight takes longer to call than to compute, and more so inside a training step, whose convolutions
 have driven the interpreter's data out of the caches. So nothing is cast, no view is taken that is not needed, and
-temporaries are overwritten. Every element sees the operations of :mod:`geta_core.quantize.math` in the same order, so
-that forward values are the same bits; only sums are added up in another order.
+temporaries are overwritten; comparisons go into float buffers, since into booleans they are several times slower. Every
+element sees the operations of :mod:`geta_core.quantize.math` in the same order, so that forward values are the same
+bits; only sums are added up in another order.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def forward(x: Tensor, d: Tensor, q_m: Tensor, t: Tensor | None, signed: bool) -
         return out.div_(d).round_().mul_(d)
     out = x.abs().clamp_(min=FLOORS[x.dtype]) if signed else x.clamp(min=FLOORS[x.dtype])
     torch.minimum(out, q_m, out=out).log2_().mul_(t).exp2_().div_(d).round_()
-    return out.mul_(x.sign() if signed else x > 0).mul_(d)
+    return out.mul_(x.sign() if signed else torch.gt(x, 0.0, out=torch.empty_like(x))).mul_(d)
 
 
 def backward(
@@ -36,21 +37,25 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the gradients of x, d, q_m and t; g has the type of x, and is dense."""
     shape, g, x = x.shape, g.reshape(-1), x.view(-1)
+    buffer = torch.empty_like(x)
     if t is None:
         clamped = x.minimum(q_m).maximum(-q_m) if signed else x.clamp(min=0.0).minimum(q_m)
-        g_x = clamped.eq(x).mul(g)
-        cut = (g - g_x) if signed else x.gt(q_m).mul(g)
+        g_x = torch.eq(clamped, x, out=torch.empty_like(x)).mul_(g)
+        cut = torch.sub(g, g_x, out=buffer) if signed else torch.gt(x, q_m, out=buffer).mul_(g)
         g_q = cut.dot(clamped.sign())
         scaled = clamped.div_(d)
-        return g_x.view(shape), scaled.round().sub_(scaled).dot(g), g_q, None
+        return g_x.view(shape), torch.round(scaled, out=buffer).sub_(scaled).dot(g), g_q, None
     magnitude = x.abs() if signed else x.clamp(min=0.0)
-    cut = magnitude.gt(q_m)
-    g_x = g.masked_fill(cut if signed else cut.logical_or_(x < 0), 0.0)
-    signed_g = x.sign().mul_(g) if signed else x.gt(0.0).mul(g)
+    g_x = torch.le(magnitude, q_m, out=torch.empty_like(x)).mul_(g)
+    if signed:
+        signed_g = x.sign().mul_(g)
+    else:
+        g_x.mul_(torch.ge(x, 0.0, out=buffer))
+        signed_g = torch.gt(x, 0.0, out=torch.empty_like(x)).mul_(g)
     factor = (t - 1).mul_(q_m.log2()).exp2_().mul_(t)
-    g_q = signed_g.mul(cut).sum().mul_(factor)
+    g_q = torch.gt(magnitude, q_m, out=buffer).dot(signed_g).mul_(factor)
     log = torch.minimum(magnitude.clamp_(min=FLOORS[x.dtype]), q_m, out=magnitude).log2_()
-    clip = log.mul(t).exp2_()
+    clip = torch.mul(log, t, out=buffer).exp2_()
     g_t = log.mul_(clip).dot(signed_g).mul_(LN_2)
     scaled = clip.div_(d)
-    return g_x.view(shape), scaled.round().sub_(scaled).dot(signed_g), g_q, g_t
+    return g_x.view(shape), torch.round(scaled, out=log).sub_(scaled).dot(signed_g), g_q, g_t

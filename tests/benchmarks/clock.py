@@ -6,6 +6,7 @@ round, a ratio is formed inside each round, and the median over the rounds is wh
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,10 @@ class Spread:
 
 
 def take_turns(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run each variant once per round, in an order that rotates; the first round only warms up and is not counted.
+    """Run each variant once per round, in an order drawn anew; the first round only warms up and is not counted.
+
+    In an order that only rotates each variant would always follow the same other one, and what that one leaves in the
+    caches and in the allocator would be counted for or against it.
 
     Args:
         variants: each returns what it measured.
@@ -72,9 +76,9 @@ def take_turns(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict
     """
     names = list(variants)
     measured: dict[str, list[float]] = {name: [] for name in names}
+    order = random.Random(0)
     for number in range(rounds + 1):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
+        for name in order.sample(names, len(names)):
             value = variants[name]()
             if number:
                 measured[name].append(value)
