@@ -24,7 +24,7 @@ from orchestration.files import write_json
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.requeue import saved_step
 from orchestration.launchers.slurm_job import RECORD, SPEC, SlurmJob
-from orchestration.launchers.slurm_settings import TOKEN, asks_for_gpus, sbatch_options, task_cpus
+from orchestration.launchers.slurm_settings import BEGUN, SRUN, TOKEN, asks_for_gpus, sbatch_options, task_cpus
 from orchestration.launchers.snapshot import snapshot
 from orchestration.owner import owned
 from orchestration.records import code_state, command
@@ -209,7 +209,7 @@ def hand_over(
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise GetaError("launcher=slurm needs sbatch and srun on PATH: this is no machine of a Slurm cluster")
     executor = submitit.SlurmExecutor(folder, max_num_timeout=settings.max_requeues)
-    executor.update_parameters(**sbatch_options(settings, f"geta-{name}"), setup=setup_lines(settings, code))
+    executor.update_parameters(**sbatch_options(settings, f"geta-{name}"), setup=setup_lines(settings, code, folder))
     try:
         with _outside_any_job(submitit), executor.batch():
             jobs = [executor.submit(call) for call in calls]
@@ -219,12 +219,13 @@ def hand_over(
     return [str(job.job_id) for job in jobs]
 
 
-def setup_lines(settings: LauncherSettings, code: Path) -> list[str]:
+def setup_lines(settings: LauncherSettings, code: Path, folder: Path) -> list[str]:
     """Return the shell lines before Python: the user's, then what makes the job see its own copy of the code.
 
     Args:
         settings: of the launcher.
         code: the copy.
+        folder: of submitit's files.
     """
     paths = [str(code), *(os.path.abspath(path) for path in sys.path[:1]), *_entries(os.environ.get("PYTHONPATH"))]
     lines = [*settings.setup, f"export PYTHONPATH={shlex.quote(os.pathsep.join(dict.fromkeys(paths)))}"]
@@ -233,7 +234,8 @@ def setup_lines(settings: LauncherSettings, code: Path) -> list[str]:
     # Since 22.05 srun takes neither from sbatch: the CPUs of a task, nor, after --export=NONE, what is exported here.
     lines.append(f"export SRUN_CPUS_PER_TASK={task_cpus(settings)} SLURM_EXPORT_ENV=ALL")
     if settings.nodes > 1:
-        lines.append(TOKEN)
+        begun = f"{shlex.quote(str(folder / 'begun'))}-${{SLURM_JOB_ID}}-${{SLURM_RESTART_COUNT:-0}}"
+        lines += [TOKEN, f"export {BEGUN}={begun}", SRUN]
     if not asks_for_gpus(settings):
         lines.append("export CUDA_VISIBLE_DEVICES=")  # a node without confinement would show those of other jobs
     return lines

@@ -157,9 +157,12 @@ def work(place: RunDirectory, folder: LaunchFolder, stop: JobStop, log: TextIO) 
 def _claim(folder: LaunchFolder) -> None:
     """Say that this start has begun: the submitting shell may have died, and an earlier start may still be alive."""
     from orchestration.files import write_json
+    from orchestration.launchers.slurm_settings import BEGUN
 
     record = {"job": job_number(), "submitted": _spec(folder)["began"], "start": restarts()}
     write_json(folder.path / RECORD, record)
+    if begun := os.environ.get(BEGUN):
+        Path(begun).touch()
 
 
 def _later_start(record: Path) -> bool:

@@ -39,6 +39,19 @@ TOKEN = f'{{ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="$({_RANDOM})"; }} 2>/dev
 no command line, and, with ``set -x`` in the user's lines, in no log."""
 
 
+BEGUN = "GETA_BEGUN"
+"""Environment variable that names a file which a start of a job makes when its first task has begun."""
+REFUSED = 4008 % 256
+"""srun's exit code where a node refuses the job's credential (ESLURMD_CREDENTIAL_REVOKED)."""
+SRUN = f"""\
+srun() {{ local code tries=0; until command srun "$@"; do code=$?; \
+if [ "$code" -ne {REFUSED} ] || [ -e "${BEGUN}" ] || [ "$tries" -ge 6 ]; then return "$code"; fi; \
+tries=$((tries + 1)); echo "a node refused the job's credential; srun again in 10 s ($tries of 6)" >&2; \
+sleep 10; done; }}"""
+"""Shell function in place of srun for jobs of several nodes. A node that was cut off and comes back revokes what it
+knows of the job's former start, and may do so when the next one has begun: that one's first srun is refused then."""
+
+
 def slurm_faults(settings: LauncherSettings) -> list[str]:
     """Name everything about the settings that a batch job cannot honour."""
     if settings.name != "slurm":

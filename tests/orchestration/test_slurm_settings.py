@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -100,7 +101,7 @@ def test_several_workers_share_the_nodes_evenly() -> None:
 
 
 def test_each_start_makes_a_token_that_no_trace_shows(tmp_path: Path) -> None:
-    lines = setup_lines(LauncherSettings(name="slurm", workers=2, nodes=2, setup=("set -x",)), tmp_path)
+    lines = setup_lines(LauncherSettings(name="slurm", workers=2, nodes=2, setup=("set -x",)), tmp_path, tmp_path)
     shown = []
     for _ in range(2):
         done = subprocess.run(
@@ -111,7 +112,48 @@ def test_each_start_makes_a_token_that_no_trace_shows(tmp_path: Path) -> None:
         assert "PYTHONPATH" in done.stderr and values["RAY_AUTH_TOKEN"] not in done.stderr
         shown.append(values["RAY_AUTH_TOKEN"])
     assert shown[0] != shown[1]
-    assert not any("RAY_AUTH" in line for line in setup_lines(LauncherSettings(name="slurm", workers=2), tmp_path))
+    assert not any(
+        "RAY_AUTH" in line for line in setup_lines(LauncherSettings(name="slurm", workers=2), tmp_path, tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "calls"),
+    [
+        ('[ "$(wc -l < calls)" -ge 3 ]  || exit 168', 0, 3),  # refused twice
+        ("exit 168", 168, 7),
+        ('touch "$GETA_BEGUN"; exit 168', 168, 1),
+        ("exit 1", 1, 1),
+        ("exit 0", 0, 1),
+    ],
+    ids=["refused twice", "refused for ever", "begun", "failed", "passed"],
+)
+@pytest.mark.parametrize("strict", ["", "set -eu"])
+def test_a_refused_srun_is_called_again_unless_a_task_has_begun(
+    tmp_path: Path, script: str, code: int, calls: int, strict: str
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in (("srun", f"echo $# >> calls; {script}"), ("sleep", f"echo $1 >> {tmp_path}/slept")):
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+    setup = (strict,) if strict else ()
+    lines = setup_lines(LauncherSettings(name="slurm", workers=2, nodes=2, setup=setup), tmp_path, tmp_path / "a b")
+    (tmp_path / "a b").mkdir()
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        ["bash", "-c", "\n".join([*lines, "srun --unbuffered 'of one' word"])],
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "calls").read_text().split() == ["3"] * calls
+    assert done.stderr.count("refused the job's credential") == calls - 1
+    assert (tmp_path / "a b" / "begun-7-0").exists() == ("GETA_BEGUN" in script)
 
 
 def test_ports_of_a_job() -> None:
@@ -126,16 +168,18 @@ def test_ports_of_a_job() -> None:
 
 def test_a_job_without_gpus_sees_none(tmp_path: Path) -> None:
     hidden = "export CUDA_VISIBLE_DEVICES="
-    assert hidden in setup_lines(LauncherSettings(name="slurm"), tmp_path)
+    assert hidden in setup_lines(LauncherSettings(name="slurm"), tmp_path, tmp_path)
     for settings in (
         LauncherSettings(name="slurm", gpus_per_node=1),
         LauncherSettings(name="slurm", extra={"gres": "gpu:a100:1"}),
     ):
-        assert hidden not in setup_lines(settings, tmp_path)
+        assert hidden not in setup_lines(settings, tmp_path, tmp_path)
 
 
 def test_the_users_lines_come_first(tmp_path: Path) -> None:
-    lines = setup_lines(LauncherSettings(name="slurm", setup=("module load cuda",), cpus_per_task=3), tmp_path / "a b")
+    lines = setup_lines(
+        LauncherSettings(name="slurm", setup=("module load cuda",), cpus_per_task=3), tmp_path / "a b", tmp_path
+    )
     assert lines[0] == "module load cuda"
     assert lines[1].startswith(f"export PYTHONPATH='{tmp_path}/a b")
     assert "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-3}" in lines
