@@ -39,7 +39,6 @@ def test_a_study_gives_the_trials_and_values_of_a_local_one(tmp_path: Path) -> N
     assert {t.about.get("attempts", 1) for t in trials} == {1}
 
 
-@pytest.mark.long
 def test_the_coordinator_is_a_job_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "study"
     given = [
