@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from baselines.schema import check_value
 from geta_core.errors import ConfigError, closest
+from orchestration.console import guarded, write
 from orchestration.values import parse_value
+from sweeps.grid import Found
+from sweeps.statistics import Difference
 
 STYLES = {"--markdown": "markdown", "--latex": "latex", "--html": "html"}
 
@@ -34,6 +37,25 @@ class Given:
     def style(self) -> Any:
         """How tables are written."""
         return next((style for flag, style in STYLES.items() if flag in self.flags), "text")
+
+
+def command(arguments: Sequence[str], explanation: Callable[[], str], body: Callable[[], int]) -> int:
+    """Explain a command where that is asked for, or nothing is; else do it."""
+    if not arguments or any(each in ("-h", "--help") for each in arguments):
+        write(explanation())
+        return 0
+    return guarded(body)
+
+
+def one_name(given: Given, kind: str, known: Sequence[str]) -> str:
+    """Return the one name that a command line must hold.
+
+    Raises:
+        ConfigError: when it holds none, or several.
+    """
+    if len(given.names) != 1:
+        raise ConfigError([f"one {kind} must be named ({', '.join(known)}), but got {list(given.names)}"])
+    return given.names[0]
 
 
 def read_line(arguments: Sequence[str], flags: Sequence[str], own: Mapping[str, tuple[Any, Any]]) -> Given:
@@ -83,3 +105,20 @@ def _listed(value: Any) -> Any:
 def output_of(given: Given) -> Path:
     """Return the folder that receives the runs."""
     return Path(given.own["output"]).expanduser()
+
+
+def say_failures(found: Found) -> None:
+    """Name the runs that gave nothing, with the reasons."""
+    for run, why in found.failures.items():
+        write(f"{run}: {why}")
+
+
+def keep_figures(found: Found, folder: Path, title: str, differences: Mapping[str, Difference] | None = None) -> None:
+    """Draw what complete runs gave into a folder, and hand the pictures to the trackers of those runs."""
+    from sweeps.figures import draw_study
+    from sweeps.figures.tracked import log_figures
+
+    drawn = draw_study(found, folder, title, differences) if found.results else []
+    if drawn:
+        write(f"figures: {folder}")
+        log_figures(found.folders(), drawn)

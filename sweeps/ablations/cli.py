@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from geta_core.errors import ConfigError, GetaError
-from orchestration.console import guarded, write
+from geta_core.errors import GetaError
+from orchestration.console import write
 from orchestration.rundir import DEFAULT_ROOT
 from sweeps.ablations.ablation import Ablation
 from sweeps.ablations.spec import known, read
-from sweeps.command import STYLES, Given, output_of, read_line
+from sweeps.command import STYLES, Given, command, keep_figures, one_name, output_of, read_line, say_failures
 from sweeps.grid import Found
 
 HELP = """\
@@ -34,10 +34,7 @@ FLAGS = ("--show", "--dry-run", *STYLES)
 
 def main(arguments: Sequence[str]) -> int:
     """Run an ablation from the command line."""
-    if not arguments or any(each in ("-h", "--help") for each in arguments):
-        write(HELP.format(names=", ".join(known())))
-        return 0
-    return guarded(lambda: _main(arguments))
+    return command(arguments, lambda: HELP.format(names=", ".join(known())), lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -49,9 +46,7 @@ def _main(arguments: Sequence[str]) -> int:
         "record": (str | None, None),
     }
     given = read_line(arguments, FLAGS, own)
-    if len(given.names) != 1:
-        raise ConfigError([f"one ablation must be named ({', '.join(known())}), but got {list(given.names)}"])
-    spec = read(given.names[0])
+    spec = read(one_name(given, "ablation", known()))
     options = {"values": given.values, "seeds": given.own["seeds"], "only": given.own["variants"]}
     ablations = [Ablation(spec, base, **options) for base in given.own["base"]]
     plans = [ablation.plan(output_of(given)) for ablation in ablations]  # all are checked before the first run
@@ -62,12 +57,15 @@ def _main(arguments: Sequence[str]) -> int:
             for line in commands(plan):
                 write(line)
         return 0
-    for ablation in ablations:
-        _one(ablation, given, len(ablations) > 1)
+    found = [_one(ablation, given) for ablation in ablations]
+    if given.own["record"] is not None:  # last: a record in the working tree would be a change of code to the next base
+        for ablation, runs in zip(ablations, found, strict=True):
+            _record(ablation, runs, Path(given.own["record"]), len(ablations) > 1)
     return 0
 
 
-def _one(ablation: Ablation, given: Given, several: bool) -> None:
+def _one(ablation: Ablation, given: Given) -> Found:
+    """Run one base, or read what is complete of it, and show it."""
     output = output_of(given)
     found = ablation.collect(output) if "--show" in given.flags else ablation.run(output)
     if not found.results:
@@ -76,25 +74,14 @@ def _one(ablation: Ablation, given: Given, several: bool) -> None:
             f"no run of {ablation.spec.name} ({ablation.base_name}) is complete{': ' * bool(reasons)}{reasons}"
         )
     write(ablation.render(found.results, given.style))
-    for run, why in found.failures.items():
-        write(f"{run}: {why}")
-    _keep(ablation, found, output, given.own["record"], several)
-
-
-def _keep(ablation: Ablation, found: Found, output: Path, record: str | None, several: bool) -> None:
-    """Draw the figures, hand them to the trackers, and write the record."""
-    from sweeps.figures import draw_study
-    from sweeps.figures.tracked import log_figures
-
+    say_failures(found)
     folder = output / "ablations" / ablation.spec.name / ablation.base_name / "figures"
-    drawn = draw_study(
-        found, folder, f"{ablation.spec.title} ({ablation.base_name})", ablation.differences(found.results)
-    )
-    if drawn:
-        write(f"figures: {folder}")
-        log_figures(found.folders(), drawn)
-    if record is not None:
-        path = Path(record)
-        path = path.with_stem(f"{path.stem}-{ablation.base_name}") if several else path
-        ablation.save(found, path)
-        write(f"record: {path}")
+    title = f"{ablation.spec.title} ({ablation.base_name})"
+    keep_figures(found, folder, title, ablation.differences(found.results))
+    return found
+
+
+def _record(ablation: Ablation, found: Found, path: Path, several: bool) -> None:
+    path = path.with_stem(f"{path.stem}-{ablation.base_name}") if several else path
+    ablation.save(found, path)
+    write(f"record: {path}")

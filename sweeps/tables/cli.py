@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geta_core.errors import ConfigError
-from orchestration.console import guarded, write
+from orchestration.console import write
 from orchestration.rundir import DEFAULT_ROOT
-from sweeps.command import STYLES, Given, output_of, read_line
+from sweeps.command import STYLES, Given, command, keep_figures, one_name, output_of, read_line, say_failures
 from sweeps.grid import Found
 from sweeps.records import FOLDER
 from sweeps.tables.spec import known, read
@@ -34,10 +34,7 @@ FLAGS = ("--run", "--dry-run", *STYLES)
 
 def main(arguments: Sequence[str]) -> int:
     """Print or run a table from the command line."""
-    if not arguments or any(each in ("-h", "--help") for each in arguments):
-        write(HELP.format(names=", ".join(known())))
-        return 0
-    return guarded(lambda: _main(arguments))
+    return command(arguments, lambda: HELP.format(names=", ".join(known())), lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -49,11 +46,10 @@ def _main(arguments: Sequence[str]) -> int:
         "records": (str, str(FOLDER)),
     }
     given = read_line(arguments, FLAGS, own)
-    if len(given.names) != 1:
-        raise ConfigError([f"one table must be named ({', '.join(known())}), but got {list(given.names)}"])
+    name = one_name(given, "table", known())
     if {"--run", "--dry-run"} <= given.flags:
         raise ConfigError(["only one of --run and --dry-run may be given"])
-    table = Table(read(given.names[0]), given.own["scale"], given.values, given.own["rows"])
+    table = Table(read(name), given.own["scale"], given.values, given.own["rows"])
     if "--dry-run" in given.flags:
         _dry_run(table, given)
         return 0
@@ -67,23 +63,15 @@ def _main(arguments: Sequence[str]) -> int:
         return 0
     found = table.collect(output_of(given))
     write(table.render(found.results, given.style))
-    for run, why in found.failures.items():
-        write(f"{run}: {why}")
+    say_failures(found)
     return 0
 
 
 def _keep(table: Table, found: Found, given: Given) -> None:
     """Draw the figures, hand them to the trackers, and write the record."""
-    from sweeps.figures import draw_study
-    from sweeps.figures.tracked import log_figures
-
-    for run, why in found.failures.items():
-        write(f"{run}: {why}")
+    say_failures(found)
     folder = output_of(given) / "tables" / table.spec.name / table.scale / "figures"
-    drawn = draw_study(found, folder, f"{table.spec.title} ({table.scale})") if found.results else []
-    if drawn:
-        write(f"figures: {folder}")
-        log_figures(found.folders(), drawn)
+    keep_figures(found, folder, f"{table.spec.title} ({table.scale})")
     if given.own["record"] is not None:
         table.save(found, Path(given.own["record"]))
         write(f"record: {given.own['record']}")
