@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from geta_core.accounting import measurement
 from geta_core.budget import Latency
 from geta_core.config import HIGHEST_BITS, LOWEST_BITS, CompressionConfig
+from geta_core.copying import copied
 from geta_core.errors import PruningError, ScheduleError
 from geta_core.graph import ExampleInputs
 from geta_core.graph.capture import first_line, forget_
@@ -63,13 +63,14 @@ class Compressed:
 
         save(self, directory)
 
-    def export_onnx(self, path: Any, *, int4: bool = True, fold: bool = True) -> None:
+    def export_onnx(self, path: Any, *, int4: bool = True, fold: bool = False) -> None:
         """Write the model as ONNX: whole-number weights, quantized inputs, any batch size (see ``geta_core.export``).
 
         Args:
             path: of the file.
             int4: store up to 4 bits as INT4; False takes INT8 for them, which more kernels compute with.
-            fold: multiply batch norms into the steps of the convolutions before them.
+            fold: multiply batch norms into the steps of the convolutions before them, so that integer kernels take the
+                whole layer: faster, but these kernels round its bias, and a few answers may differ from the model's.
 
         Raises:
             GetaError: if onnx or onnxscript is missing, or the model has an operation that ONNX lacks.
@@ -107,7 +108,7 @@ def finish(prepared: Prepared, *, early: bool = False) -> Compressed:
             "finish: the QASSO schedule is not complete, so sparsity and bits are not what was asked for; "
             "train to the schedule's end, or pass early=True"
         )
-    work, sites = copy.deepcopy((prepared.model, prepared.sites))
+    work, sites = copied((prepared.model, prepared.sites))
     _fix_bits(sites, optimizer.fixed_bits() if optimizer is not None else {}, prepared.config)
     dead = prepared.zero_mask()
     _check_alive(prepared, dead)
@@ -170,7 +171,7 @@ def _slim(
     exact = inexact == 0
     inputs, inputs64 = prepared.inputs, as_double(prepared.inputs)
     forget_(work)
-    work64, sites64 = copy.deepcopy((work, sites))
+    work64, sites64 = copied((work, sites))
     work64.double()
     baked, baked64 = _baked(work, sites), _baked(work64, sites64)
     with new_tensors(torch.float64):
@@ -239,9 +240,9 @@ def _demand(error64: Difference, error32: Difference, floats: bool, refusal: str
 
 def _baked(model: nn.Module, sites: list[QuantSite]) -> nn.Module:
     """A copy with quantized weights as plain parameters."""
-    copied, own = copy.deepcopy((model, sites))
-    bake_(copied, own)
-    return copied
+    baked, own = copied((model, sites))
+    bake_(baked, own)
+    return baked
 
 
 def _fix_bits(sites: Iterable[QuantSite], fixed: Mapping[str, Tensor], config: CompressionConfig) -> None:

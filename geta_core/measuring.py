@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
 
 from geta_core.accounting import Measurement
 from geta_core.config import CompressionConfig
+from geta_core.copying import copied
 from geta_core.finishing import Compressed
 from geta_core.prepared import Prepared, prepare
 
@@ -33,4 +33,4 @@ def measure(model: nn.Module | Prepared | Compressed, example_inputs: Any = None
     if isinstance(model, Prepared):
         return model.measure()
     config = CompressionConfig(sparsity=0.0, weight_bits=None)
-    return prepare(copy.deepcopy(model), example_inputs, config).measure()
+    return prepare(copied(model), example_inputs, config).measure()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from geta_core.errors import ArtifactError
 from orchestration.console import Parser, guarded, table, write
+from orchestration.finished import Finished
 
 if TYPE_CHECKING:
     from geta_core.accounting.latency import Timing
@@ -31,21 +32,20 @@ def main(arguments: Sequence[str]) -> int:
         "--latency", action="store_true", help="also time dense, slimmed and integer model in onnxruntime (geta[onnx])"
     )
     given = parser.parse_args(arguments)
-    return guarded(lambda: _measure(Path(given.directory), given.csv, given.latency))
+    return guarded(lambda: _measure(Finished(Path(given.directory)), given.csv, given.latency))
 
 
-def _measure(place: Path, sheet: str | None, latency: bool) -> int:
+def _measure(place: Finished, sheet: str | None, latency: bool) -> int:
     from geta_core.artifact.audit import audit
     from geta_core.artifact.manifest import field, read
 
-    folder = place / "artifact" if (place / "artifact").is_dir() else place
-    found = audit(folder)
-    report = field(read(folder), "report", dict)
+    found = audit(place.artifact)
+    report = field(read(place.artifact), "report", dict)
     try:
         rows = layer_rows(report, found)
-        shown = [*_costs(report), *_sizes(found, report)]
+        shown = [*_costs(report), *_sizes(found, report, sum({row[0]: row[-1] for row in rows}.values()))]
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"the report in {folder} lacks something ({error})") from error
+        raise ArtifactError(f"the report in {place.artifact} lacks something ({error})") from error
     if sheet == "-":
         write(_csv(rows).rstrip())
         return 0
@@ -53,9 +53,11 @@ def _measure(place: Path, sheet: str | None, latency: bool) -> int:
         from orchestration.files import write_text
 
         write_text(Path(sheet), _csv(rows))
-    table(str(folder), COLUMNS, [_cells(row) for row in rows], texts=(1,))
+    table(str(place.artifact), COLUMNS, [_cells(row) for row in rows], texts=(1,))
     for line in shown:
         write(line)
+    if sheet is not None:
+        write(f"layers: {sheet}")
     if latency:
         _show_latency(place)
     return 0
@@ -105,17 +107,18 @@ def _costs(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _sizes(found: Audit, report: Mapping[str, Any]) -> list[str]:
+def _sizes(found: Audit, report: Mapping[str, Any], in_layers: int) -> list[str]:
     ratio = found.tensor_bytes / found.stated_bytes if found.stated_bytes else 1.0
     return [
-        f"{report['bytes']:,} bytes of tensors, {ratio:.4f} of what their stated bits ask for "
-        f"({found.stated_bytes:,.0f}); header {found.header_bytes:,}, graph {found.graph_bytes:,}, rest of the "
-        f"manifest {found.manifest_bytes:,}; in all {found.total_bytes:,} bytes",
+        f"{report['bytes']:,} bytes of tensors ({in_layers:,} in the layers above, the rest biases, norms and other "
+        f"tensors), {ratio:.4f} of what their stated bits ask for ({found.stated_bytes:,.0f}); header "
+        f"{found.header_bytes:,}, graph {found.graph_bytes:,}, rest of the manifest {found.manifest_bytes:,}; in all "
+        f"{found.total_bytes:,} bytes",
         "audit: bits and sizes of the files are those stated",
     ]
 
 
-def _show_latency(place: Path) -> None:
+def _show_latency(place: Finished) -> None:
     from geta_core.export.runtime import MISSING, have_onnxruntime
 
     if not have_onnxruntime():
@@ -124,9 +127,8 @@ def _show_latency(place: Path) -> None:
     from geta_core.artifact.reader import open_artifact
     from geta_core.export.latencies import latencies
 
-    run = (place / "artifact").is_dir()
-    opened = open_artifact(place / "artifact" if run else place)
-    found = latencies(_dense(place) if run else None, opened.model, opened.weights, opened.inputs())
+    opened = open_artifact(place.artifact)
+    found = latencies(place.dense() if place.is_run else None, opened.model, opened.weights, opened.inputs())
     table("onnxruntime on the CPU, milliseconds per pass", *latency_table(found))
 
 
@@ -138,16 +140,3 @@ def latency_table(found: Mapping[str, Mapping[int, Timing]]) -> tuple[list[str],
         for name, own in found.items()
     ]
     return ["model", *(f"batch {batch}" for batch in batches)], rows
-
-
-def _dense(place: Path) -> Any:
-    """The model of a run as it was before training, on the CPU."""
-    import torch
-
-    from orchestration.assemble import build_model
-    from orchestration.cli_export import task_of
-    from orchestration.compose import load
-
-    config = load(str(place / "resolved.yaml"), [])
-    torch.manual_seed(config.run.seed)
-    return build_model(config, task_of(place))

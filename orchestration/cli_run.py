@@ -107,7 +107,8 @@ def summarize(result: RunResult, config: Config) -> None:
         f"test accuracy {result.accuracy:.2%}, validation {result.metrics.get('val/accuracy', float('nan')):.2%}; "
         f"group sparsity {result.group_sparsity:.1%}, weights {result.weight_bits:.2f} bits, inputs "
         f"{result.activation_bits:.2f} bits, relative BOPs {result.relative_bops:.2%}; {result.bytes:,} bytes "
-        f"(dense {int(dense['bytes']):,}), {result.latency_ms:.2f} ms per image (dense {dense['latency_ms']:.2f} ms)"
+        f"(dense {int(dense['bytes']):,}), {result.latency_ms:.2f} ms per image in torch (dense "
+        f"{dense['latency_ms']:.2f} ms)"
     )
     target = matching.target_of(config.flat().get(f"method.{matching.KEY}"))
     if not matching.meets(result.relative_bops, target):

@@ -183,7 +183,9 @@ def audit_onnx(path: str | os.PathLike[str], directory: str | os.PathLike[str]) 
         if tensor is None:
             continue
         values = np.asarray(numpy_helper.to_array(tensor)).astype(np.int64)
-        top = int(np.abs(values).max()) if values.size else 0
+        # A common power of two belongs to the step.
+        together = int(np.bitwise_or.reduce(np.abs(values), axis=None))
+        top = int(np.abs(values).max(initial=0)) // max(together & -together, 1)
         used, stated = max(2, math.ceil(math.log2(top + 1)) + 1), int(weight.bits.max())
         kind = onnx.TensorProto.DataType.Name(tensor.data_type)
         width = int(kind.lstrip("UINT"))

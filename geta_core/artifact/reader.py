@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from geta_core.artifact.graph_json import check_tensor_names, decode
 from geta_core.artifact.manifest import TENSORS, field, read
 from geta_core.artifact.tensors import restored
 from geta_core.config import CompressionConfig
+from geta_core.copying import copied
 from geta_core.errors import ArtifactError, GetaError
 from geta_core.graph import ExampleInputs
 from geta_core.graph.capture import first_line
@@ -156,7 +156,7 @@ def _fill(model: nn.Module, manifest: Mapping[str, Any], tensors: Mapping[str, T
         raise ArtifactError(
             "load: this artifact is a graph; the model's own class cannot hold it. Load it without model="
         )
-    trial = copy.deepcopy(model)
+    trial = copied(model)
     try:
         _into(trial, manifest, tensors)
     except ArtifactError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geta_core.copying import copied
 from geta_core.errors import GetaError
 from geta_core.export.writing import written
 from geta_core.graph import ExampleInputs
@@ -41,7 +41,7 @@ def export_pt2(model: nn.Module, inputs: ExampleInputs, path: str | os.PathLike[
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            own = copy.deepcopy(model).eval()
+            own = copied(model).eval()
             program = torch.export.export(own, zeros.args, zeros.kwargs, dynamic_shapes=dynamic, strict=False)
             program = program.run_decompositions({quantizer: _quantize})
     except Exception as error:

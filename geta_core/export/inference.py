@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from geta_core.artifact.tensors import whole_numbers
+from geta_core.copying import copied
 from geta_core.graph import ExampleInputs
 from geta_core.slim import modes
 from geta_core.slim.graph_module import as_switchable
@@ -83,7 +83,7 @@ def inference_graph(
         GetaError: if the model has no graph.
         ArtifactError: if a weight does not lie on its grid.
     """
-    module = copy.deepcopy(as_switchable(model.eval(), inputs.map(torch.clone))).eval()
+    module = copied(as_switchable(model.eval(), inputs.map(torch.clone))).eval()
     found = {name: _whole(name, module, weight) for name, weight in _aliases(module, weights).items()}
     _drop_counters(module)
     if fold:

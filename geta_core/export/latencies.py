@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from geta_core.accounting.latency import Timing
+from geta_core.copying import copied
 from geta_core.export.onnx_file import export_onnx
 from geta_core.export.runtime import onnx_seconds
 from geta_core.graph import ExampleInputs
@@ -54,7 +54,7 @@ def latencies(
         ):
             if subject is not None:
                 files[name] = Path(folder) / f"{len(files)}.onnx"
-                export_onnx(copy.deepcopy(subject), own, inputs, files[name], int4=False)
+                export_onnx(copied(subject), own, inputs, files[name], int4=False, fold=True)
         for batch in batches:
             for name, path in files.items():
                 found.setdefault(name, {})[batch] = onnx_seconds(path, inputs, batch)

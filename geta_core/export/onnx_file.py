@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from geta_core.copying import copied
 from geta_core.errors import ConfigError, GetaError
 from geta_core.export import onnx_nodes
 from geta_core.export.inference import grids, inference_graph
@@ -56,7 +57,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     *,
     int4: bool = True,
-    fold: bool = True,
+    fold: bool = False,
 ) -> None:
     """Write a finished model in eval mode, with a dynamic batch; the file appears whole or not at all.
 
@@ -66,7 +67,8 @@ def export_onnx(
         inputs: example; its values are not written.
         path: of the file.
         int4: store up to 4 bits as INT4; False takes INT8 for them, which more kernels compute with.
-        fold: multiply batch norms into the steps of the convolutions before them.
+        fold: multiply batch norms into the steps of the convolutions before them, so that integer kernels take the
+            whole layer: faster, but these kernels round its bias, and a few answers may differ from the model's.
 
     Raises:
         GetaError: if packages are missing, the model cannot be exported, or the file cannot be written.
@@ -75,7 +77,7 @@ def export_onnx(
     from onnx import checker
 
     inputs = inputs.map(lambda t: t.cpu())
-    found = inference_graph(copy.deepcopy(model).cpu(), weights, inputs, fold=fold)
+    found = inference_graph(copied(model).cpu(), weights, inputs, fold=fold)
     by_node = grids(found.module)
     by_number = dict(enumerate(by_node.values()))
     _mark(found.module, list(by_node))
@@ -130,7 +132,22 @@ def _translate(module: fx.GraphModule, inputs: ExampleInputs) -> Any:
     except Exception as error:
         raise GetaError(f"export_onnx: the model has an operation that ONNX lacks: {first_line(error)}") from error
     assert made is not None
+    _name_batch(made.model_proto)
     return made.model_proto
+
+
+def _name_batch(proto: Any) -> None:
+    """Call the size of a batch by its name instead of torch's number of a symbol."""
+    symbols = [
+        dim.dim_param for value in proto.graph.input for dim in value.type.tensor_type.shape.dim[:1] if dim.dim_param
+    ]
+    if not symbols:
+        return
+    symbol = re.compile(rf"\b{re.escape(symbols[0])}\b")
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = symbol.sub("batch", dim.dim_param)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,16 @@ import numpy as np
 
 from geta_core.export.inference import Grid, Whole
 
+WIDENED = 64
+"""Largest level that INT8 weights of fewer bits are brought to. Integer kernels round a layer's bias to multiples of
+(step of the input x step of the weight), so the smaller the step, the nearer they come to what is written. Above 64,
+pairs of products with unsigned inputs no longer fit the 16 bits that processors without VNNI add them in."""
+
+
 DOMAIN, MARK = "geta", "Grid"
-CLIPS = 8
-"""The width of the whole numbers that Clip takes; 4 and 16 bits are not among its types."""
+CLIPS = INTEGER_KERNELS = 8
+"""The width of the whole numbers that Clip takes; 4 and 16 bits are not among its types. The same width of weights is
+what integer kernels compute with."""
 
 
 INPUTS = 8
@@ -98,11 +106,19 @@ def _order(node: Any) -> list[int]:
 def _weight(name: str, whole: Whole, narrowest: int) -> tuple[list[Any], Any]:
     from onnx import helper
 
-    kind, _ = whole_type(int(whole.bits.max()), True, narrowest)
+    kind, width = whole_type(int(whole.bits.max()), True, narrowest)
+    whole = _widened(whole) if width == INTEGER_KERNELS else whole
     tensors = [_tensor(f"{name}.levels", kind, whole.levels.numpy()), _floats(f"{name}.step", whole.step.numpy())]
     axis: dict[str, Any] = {} if whole.axis is None else {"axis": whole.axis}
     made = helper.make_node("DequantizeLinear", [t.name for t in tensors], [name], name=f"{name}.dequantize", **axis)
     return tensors, made
+
+
+def _widened(whole: Whole) -> Whole:
+    """The same weights bit for bit with 2^k times the levels and the steps over 2^k."""
+    top = int(whole.levels.abs().max()) if whole.levels.numel() else 0
+    doublings = max(0, (WIDENED // top).bit_length() - 1) if top else 0
+    return dataclasses.replace(whole, levels=whole.levels * 2**doublings, step=whole.step / 2**doublings)
 
 
 def _input(source: str, result: str, grid: Grid, number: int) -> tuple[list[Any], list[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from geta_core.accounting import macs
 from geta_core.config import CompressionConfig
+from geta_core.copying import copied
 from geta_core.errors import ConfigError, UnsupportedOpError
 from geta_core.graph import ExampleInputs, capture
 from geta_core.graph.groups import Group
@@ -66,7 +66,7 @@ def inspect(
     inputs = ExampleInputs.of(example_inputs)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        work, settings = copy.deepcopy((model, config))
+        work, settings = copied((model, config))
         try:
             prepared = prepare(work, inputs, settings)
         except UnsupportedOpError as error:
@@ -77,7 +77,7 @@ def inspect(
 
 def _proof(model: nn.Module, inputs: ExampleInputs, config: CompressionConfig, share: float, seed: int) -> Proof:
     generator = torch.Generator().manual_seed(seed)
-    work, settings = copy.deepcopy((model, config))
+    work, settings = copied((model, config))
     proofs.scatter_(work, generator)
     return proofs.prove(prepare(work, inputs, settings), share, generator)
 
@@ -86,7 +86,7 @@ def _unsupported(
     model: nn.Module, inputs: ExampleInputs, config: CompressionConfig, error: UnsupportedOpError
 ) -> Inspection:
     """Operations and everything that is missing, from a capture of the float model."""
-    work = copy.deepcopy(model)
+    work = copied(model)
     replace_attention_(work)
     captured = capture(work, inputs)
     survey = Survey(captured, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from geta_core.copying import copied
 from geta_core.errors import GetaError, PruningError
 from geta_core.graph.capture import Capture, ExampleInputs, _named, first_line, restored_modes, traced_anew
 from geta_core.graph.inline import inline_regions
@@ -121,7 +121,7 @@ def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep) -> tuple[fx.
             if no graph computes what the model computes.
     """
     try:
-        module, captured, refusal = _switchable(copy.deepcopy(model), inputs, CLOSE_64, own_backward=True)
+        module, captured, refusal = _switchable(copied(model), inputs, CLOSE_64, own_backward=True)
     except GetaError as error:
         raise PruningError(f"the model's own class cannot be cut, and {error}") from error
     rewrite(module, captured, keep)
@@ -194,7 +194,7 @@ def _same_gradients(model: nn.Module, module: fx.GraphModule, inputs: ExampleInp
 
     Both run in the mode of the trace, with the same random numbers.
     """
-    model, module = copy.deepcopy((model, module))
+    model, module = copied((model, module))
     model.train(train)
     found: list[dict[str, Tensor | None]] = []
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

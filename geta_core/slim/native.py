@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import cast
 import torch
 from torch import fx, nn
 
+from geta_core.copying import copied
 from geta_core.graph.capture import ExampleInputs, first_line, forget_
 from geta_core.graph.dependency import shape_of
 from geta_core.graph.groups import GroupGraph
@@ -105,7 +105,7 @@ def slim_native(
     generic = _generic(baked64, graph, dead, inputs64)
     reference = generic if exact else slim_graph(generic, inputs64, keep)[0]
     for changes in _attempts(candidates(baked64, graph, dead)):
-        trial = copy.deepcopy(generic)
+        trial = copied(generic)
         try:
             apply_(trial, keep, changes)
             gap = difference(reference, trial, inputs64)
@@ -125,7 +125,7 @@ def _generic(baked64: nn.Module, graph: GroupGraph, dead: torch.Tensor, inputs64
     small differences. What agrees at random values is the same computation.
     """
     plain = without_input_quantizers(baked64)
-    model, generator = copy.deepcopy(plain), torch.Generator().manual_seed(0)
+    model, generator = copied(plain), torch.Generator().manual_seed(0)
     tensors = dict(model.named_parameters())
     with torch.no_grad():
         for tensor in tensors.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from geta_core.copying import copied
 from geta_core.graph.capture import ExampleInputs
 from geta_core.quantize import Quantizer
 from geta_core.quantize.attach import INPUT_QUANTIZER
@@ -84,7 +84,7 @@ def difference(reference: nn.Module, other: nn.Module, inputs: ExampleInputs, *,
         evaluated = max(_largest(reference, other, batch) for batch in batches)
         trained = None
         if train and not is_random(reference, batches[1]):
-            copies = copy.deepcopy(reference), copy.deepcopy(other)
+            copies = copied(reference), copied(other)
             for model in copies:
                 model.train()
             trained = max(_largest(*copies, batch) for batch in batches)
@@ -93,7 +93,7 @@ def difference(reference: nn.Module, other: nn.Module, inputs: ExampleInputs, *,
 
 def without_input_quantizers(model: nn.Module) -> nn.Module:
     """A copy whose layer inputs are not quantized: their rounding would hide all but large differences."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     if isinstance(model, fx.GraphModule):
         for node in list(model.graph.nodes):
             if node.target is torch.ops.geta.fake_quantize.default:
@@ -114,7 +114,7 @@ def is_random(model: nn.Module, inputs: ExampleInputs) -> bool:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            results.append(outputs(copy.deepcopy(model).train(), inputs))
+            results.append(outputs(copied(model).train(), inputs))
     return any(not torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

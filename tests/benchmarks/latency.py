@@ -57,7 +57,7 @@ def profile(model: geta.Compressed, int4: bool) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(model.model, model.weights, model.inputs, path, int4=int4)
+        export_onnx(model.model, model.weights, model.inputs, path, int4=int4, fold=True)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")

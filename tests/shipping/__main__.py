@@ -1,4 +1,7 @@
-"""``python -m tests.shipping --out FILE``: the record of what is shipped, for five nets or those named."""
+"""``python -m tests.shipping --out FILE``: the record of what is shipped, for five nets or those named.
+
+A net that the file holds already, of the same commit and settings, is not trained again.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,30 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from tests.shipping.ship import NETS, record
+from orchestration.files import write_text
+from orchestration.records import code_state
+from tests.shipping.ship import NETS, record, settings
+
+
+def done(entry: dict[str, Any] | None, net: str) -> bool:
+    """Whether a net's entry is of this code and these settings."""
+    if entry is None or entry["settings"] != settings(net):
+        return False
+    code = code_state()
+    return code is not None and not code["modified"] and entry["environment"]["code"] == code
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m tests.shipping")
     parser.add_argument("--nets", default=",".join(NETS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        text = json.dumps(record(given.nets.split(","), Path(folder)), indent=1) + "\n"
-    if given.out is not None:
-        given.out.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    found: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
+    for net in given.nets.split(","):
+        if not done(found.get(net), net):
+            with tempfile.TemporaryDirectory() as folder:
+                found[net] = record(net, Path(folder))
+            write_text(given.out, json.dumps({name: found[name] for name in NETS if name in found}, indent=1) + "\n")
+        sys.stdout.write(json.dumps({net: found[net]}, indent=1) + "\n")

@@ -65,7 +65,10 @@ def test_a_file_computes_what_the_model_does(net: str, mode: str, fold: bool, tm
     assert fast.agreement.max_error <= 0.2 * found.largest
     data = path.read_bytes()
     assert b".py" not in data, "the file names source files"
-    _check_weights(compressed, proto(path).graph, fold)
+    written = proto(path).graph
+    sizes = [value.type.tensor_type.shape.dim[0].dim_param for value in (*written.input, *written.output)]
+    assert sizes == ["batch"] * len(sizes), sizes
+    _check_weights(compressed, written, fold)
 
 
 def _check_weights(compressed: geta.Compressed, graph: Any, fold: bool) -> None:
@@ -78,7 +81,7 @@ def _check_weights(compressed: geta.Compressed, graph: Any, fold: bool) -> None:
         assert types[f"{name}.levels"] == next(kind for kind, width in WIDTHS.items() if width >= bits)
         assert name not in values
         levels = values[f"{name}.levels"].astype(np.int64)
-        assert np.abs(levels).max() <= 2 ** (bits - 1) - 1
+        assert np.abs(levels // np.gcd.reduce(levels, axis=None)).max() <= 2 ** (bits - 1) - 1
         step = values[f"{name}.step"]
         if step.ndim:
             axis = made[name].attribute[0].i
@@ -103,6 +106,20 @@ def test_folding_keeps_the_whole_numbers(tmp_path: Path) -> None:
         a, b = (held[f"{name}.levels"].astype(np.int64) for held in (before, after))
         assert np.array_equal(np.abs(a), np.abs(b)), name
     assert folded.stat().st_size < plain.stat().st_size
+
+
+@pytest.mark.parametrize("top", [0, 1, 3, 7, 15, 31, 63, 127])
+def test_integer_kernels_get_the_finest_step(top: int) -> None:
+    """The product stays bit for bit, and no sum of two products with 255 leaves 16 bits, but for 8 bits of its own."""
+    from geta_core.export.inference import Whole
+    from geta_core.export.onnx_nodes import _widened
+
+    levels = torch.arange(-top, top + 1, dtype=torch.int32)
+    whole = Whole(levels, torch.tensor(0.0123), torch.tensor(8.0), None)
+    found = _widened(whole)
+    assert torch.equal(found.levels * found.step, levels * whole.step)
+    largest = int(found.levels.abs().max())
+    assert top in (0, 127) or (32 < largest <= 64 and 2 * 255 * largest < 2**15)
 
 
 class Passing(nn.Module):
