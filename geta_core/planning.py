@@ -10,7 +10,6 @@ correction first, until the cost is at most the budget and as close to it as sin
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,9 @@ from torch import Tensor, nn
 
 from geta_core.accounting import FLOAT_BITS, Account, macs
 from geta_core.budget import TOLERANCE, Budget, Bytes, Latency
+from geta_core.clocked_budget import planned_sparsity
 from geta_core.config import HIGHEST_BITS, LOWEST_BITS, CompressionConfig
+from geta_core.copying import copied
 from geta_core.errors import ConfigError, PruningError
 from geta_core.qasso.selection import Selector
 
@@ -38,8 +39,6 @@ AIM, LOW_AIM = 0.97, 0.8
 """Share of the budget that the plan aims at; the second where its bit widths cannot be lowered."""
 LEAST = 0.7
 """Share of the budget that a plan must reach where bit widths can rise for the rest."""
-TRIALS = 7
-"""Sparsities whose latency is measured."""
 
 Bits = Mapping[str, Tensor]
 
@@ -77,7 +76,7 @@ def planned(model: nn.Module, inputs: ExampleInputs, config: CompressionConfig) 
         return Planned(config, None, 0)
     twin = _twin(model, inputs, config)
     if isinstance(config.budget, Latency):
-        sparsity = _for_latency(twin, config, config.budget)
+        sparsity = planned_sparsity(twin, config.budget, HIGHEST_SPARSITY)
         bits = USUAL_BITS
     else:
         plan, count = _search(twin, config, config.budget)
@@ -108,7 +107,7 @@ def _twin(model: nn.Module, inputs: ExampleInputs, config: CompressionConfig) ->
         allowed_bits=None,
         pin=tuple(pin if isinstance(pin, str) else names[id(pin)] for pin in config.pin if id(pin) in names),
     )
-    return prepare(copy.deepcopy(model), inputs, open_config)
+    return prepare(copied(model), inputs, open_config)
 
 
 def _range(bits: int, config: CompressionConfig) -> tuple[int, int]:
@@ -220,35 +219,6 @@ def evenly(family: Tensor, count: int, selector: Selector) -> Tensor:
         own = torch.nonzero(family == number).flatten()
         place[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
     return selector.choose(place, torch.zeros(len(family), dtype=torch.bool), count)
-
-
-def _for_latency(twin: Prepared, config: CompressionConfig, budget: Latency) -> float:
-    """The least sparsity whose randomly pruned twins are fast enough."""
-    from geta_core.accounting.latency import forward_seconds
-    from geta_core.finishing import finish
-
-    def measured(sparsity: float) -> float:
-        selector = Selector(twin.family, sparsity=sparsity, min_kept=config.min_kept, divisible_by=config.divisible_by)
-        order = torch.rand(len(twin.family), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        own = copy.deepcopy(twin)
-        own.zero_(torch.nonzero(selector.choose(order, own.none_dead(), selector.target)).flatten().tolist())
-        return forward_seconds(finish(own).model, own.inputs, budget.batch).median
-
-    slowest, fastest = measured(0.0), measured(HIGHEST_SPARSITY)
-    if fastest > AIM * budget.seconds:
-        raise ConfigError(
-            [
-                f"budget: {budget.seconds:.3g} seconds cannot be met; randomly pruned twins take {slowest:.3g} s whole "
-                f"and {fastest:.3g} s with {HIGHEST_SPARSITY:.0%} of the groups removed"
-            ]
-        )
-    if slowest <= budget.seconds:
-        return 0.0
-    low, high = 0.0, HIGHEST_SPARSITY
-    for _ in range(TRIALS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if measured(middle) <= AIM * budget.seconds else (middle, high)
-    return high
 
 
 def fitted(

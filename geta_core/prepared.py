@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from geta_core.accounting import FLOAT_BITS, Account, Measurement, average_bits, bops, macs, measurement
 from geta_core.budget import Budget, Latency
+from geta_core.clocked_budget import removed_within
 from geta_core.config import CompressionConfig
 from geta_core.errors import GetaError
 from geta_core.graph import ExampleInputs, Group, GroupGraph, PruneSlot, capture
@@ -149,24 +150,26 @@ class Prepared:
         return measurement(layers, self.account.parameters(dead), self.account.stored_bytes(dead, widths))
 
     def removed_within_budget(self, choose: Callable[[int], Tensor], low: int) -> int | None:
-        """Return how many groups are to be removed so that the budget is met at the plan's bit width.
+        """Return how many groups are to be removed so that the budget is met, at the plan's bit width or by the clock.
 
         Args:
             choose: gives the removed groups, bool [num_prunable], for a number of them.
             low: number of groups that are removed already.
 
         Returns:
-            None where there is no budget that is counted.
+            None where there is no budget.
         """
-        if self.budget is None or isinstance(self.budget, Latency):
+        kind, most = self.budget, int(HIGHEST_SPARSITY * self.num_prunable)
+        if kind is None:
             return None
-        kind = self.budget
+        if isinstance(kind, Latency):
+            return removed_within(self, kind, choose, low, most)
         bits = {site.name: torch.full_like(site.quantizer.d.detach().cpu(), self.plan_bits) for site in self.sites}
 
         def cost(count: int) -> float:
             return cost_of(self.account, choose(count).cpu(), kind)(bits)
 
-        return fewest_removed(cost, AIM * kind.limit, low, int(HIGHEST_SPARSITY * self.num_prunable))
+        return fewest_removed(cost, AIM * kind.limit, low, most)
 
     def within_budget(self, dead: Tensor, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return whole bit widths that meet the budget; those given where there is none that bits could meet.

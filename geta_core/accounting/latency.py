@@ -36,13 +36,13 @@ class Timing:
         return asdict(self)
 
 
-def timed(call: Callable[[], object]) -> Timing:
-    """Time a call, after a warm-up."""
+def timed(call: Callable[[], object], repeats: int = REPEATS) -> Timing:
+    """Time up to ``repeats`` calls, after a warm-up."""
     times: list[float] = []
     for _ in range(WARM_UP):
         call()
     begun = time.perf_counter()
-    while len(times) < REPEATS and (len(times) < FEWEST or time.perf_counter() - begun < SECONDS):
+    while len(times) < repeats and (len(times) < FEWEST or time.perf_counter() - begun < SECONDS):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
@@ -51,13 +51,15 @@ def timed(call: Callable[[], object]) -> Timing:
 
 
 @torch.inference_mode()
-def forward_seconds(model: nn.Module, inputs: ExampleInputs, batch: int) -> Timing:
+def forward_seconds(model: nn.Module, inputs: ExampleInputs, batch: int, repeats: int = REPEATS) -> Timing:
     """Time forward passes of ``batch`` examples in evaluation mode, on the device of the inputs.
 
     Args:
         model: on that device; its mode is restored.
-        inputs: example; rows are repeated in turn.
+        inputs: example; rows are repeated in turn where there are fewer than ``batch``, and equal rows may be faster:
+            processors foresee the branches of a maximum that they have just taken.
         batch: examples in a pass.
+        repeats: most passes that are timed.
     """
     rows = with_batch(inputs, batch)
     modes = {module: module.training for module in model.modules()}
@@ -69,7 +71,7 @@ def forward_seconds(model: nn.Module, inputs: ExampleInputs, batch: int) -> Timi
             torch.cuda.synchronize()
 
     try:
-        return timed(call)
+        return timed(call, repeats)
     finally:
         for module, training in modes.items():
             module.training = training

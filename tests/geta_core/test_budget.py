@@ -150,22 +150,3 @@ def test_fitting_against_trying_everything() -> None:
             assert int(found[name]) == 6 or cost(raised) > limit
     with pytest.raises(geta.PruningError, match="cannot be met"):
         fitted(cost, 50, whole, whole, choices)  # type: ignore[arg-type]
-
-
-@pytest.mark.long
-def test_a_latency_budget_prunes() -> None:
-    """A net that computes long enough for a clock; the budget is a share of what it takes whole."""
-    from geta_core.accounting.latency import forward_seconds
-    from geta_core.graph import ExampleInputs
-
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 8, 3)
-    )
-    x = torch.randn(4, 3, 48, 48)
-    whole = forward_seconds(model, ExampleInputs.of(x), 4).median
-    config = geta.CompressionConfig(budget=geta.Latency(0.6 * whole, batch=4))
-    prepared = geta.prepare(model, x, config)
-    assert 0.1 <= prepared.config.sparsity <= 0.8
-    with pytest.raises(geta.ConfigError, match="randomly pruned twins take"):
-        geta.prepare(build("vgg7"), batch("vgg7"), geta.CompressionConfig(budget=geta.Latency(1e-9)))
