@@ -24,9 +24,9 @@ from geta_core.graph import ExampleInputs
 from geta_core.slim.verify import without_input_quantizers
 from orchestration.files import write_text
 from orchestration.models import build
-from orchestration.records import environment
 from orchestration.tasks.base import Placement
 from orchestration.tasks.digits import Digits
+from tests.benchmarks.origin import origin
 
 STEPS, LR = 114, 0.05
 """Training steps (six epochs) and the learning rate."""
@@ -141,7 +141,7 @@ if __name__ == "__main__":
             rows += [counted(name, budget) for budget in COUNTED[name]]
         if "clocked" in given.kinds:
             rows += [clocked(name, share) for share in SHARES]
-    about = {"environment": dict(environment("cpu")), "steps": STEPS, "seed": 0, "batch": BATCH}
+    about = {"environment": origin(), "steps": STEPS, "seed": 0, "batch": BATCH}
     text = json.dumps({**about, "runs": rows}, indent=1) + "\n"
     if given.out is not None:
         write_text(given.out, text)

@@ -25,7 +25,7 @@ from geta_core.graph import ExampleInputs
 from geta_core.qasso.selection import Selector
 from geta_core.slim.verify import without_input_quantizers
 from orchestration.models import build
-from orchestration.records import environment
+from tests.benchmarks.origin import origin
 
 BOUNDS = {"slimmed over dense, float": 1.6, "integer over float, slimmed": 1.5}
 BATCHES = (1, 64)
@@ -112,7 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    result = {"environment": dict(environment("cpu")), **measured(given.threads)}
+    result = {"environment": origin(), **measured(given.threads)}
     written = json.dumps(result, indent=1) + "\n"
     if given.out is not None:
         given.out.write_text(written, encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestration.files import write_text
 from orchestration.records import code_state
+from tests.benchmarks.origin import origin
 from tests.shipping.ship import NETS, record, settings
 
 
@@ -30,10 +31,11 @@ if __name__ == "__main__":
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    found: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
+    found: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8"))["nets"] if given.out.is_file() else {}
     for net in given.nets.split(","):
         if not done(found.get(net), net):
             with tempfile.TemporaryDirectory() as folder:
                 found[net] = record(net, Path(folder))
-            write_text(given.out, json.dumps({name: found[name] for name in NETS if name in found}, indent=1) + "\n")
+            nets = {name: found[name] for name in NETS if name in found}
+            write_text(given.out, json.dumps({"environment": origin(), "nets": nets}, indent=1) + "\n")
         sys.stdout.write(json.dumps({net: found[net]}, indent=1) + "\n")

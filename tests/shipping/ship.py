@@ -21,6 +21,7 @@ from orchestration.assemble import build_model
 from orchestration.compose import compose
 from orchestration.finished import Finished
 from orchestration.run import run
+from tests.benchmarks.origin import origin
 
 BOTH = (
     "method=tests.shipping.ship:Kept",
@@ -159,8 +160,6 @@ def ship(values: tuple[str, ...], folder: Path) -> Shipped:
 
 def record(net: str, folder: Path) -> dict[str, Any]:
     """Ship a net and say how."""
-    from orchestration.records import environment
-
     started = time.perf_counter()
     shipped = ship(NETS[net], folder)
     return {
@@ -168,7 +167,7 @@ def record(net: str, folder: Path) -> dict[str, Any]:
         "seed": 0,
         "seconds": round(time.perf_counter() - started, 1),
         **shipped.as_dict(),
-        "environment": dict(environment("cpu")),
+        "environment": origin(),
     }
 
 
