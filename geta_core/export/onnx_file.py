@@ -132,8 +132,9 @@ def _translate(module: fx.GraphModule, inputs: ExampleInputs) -> Any:
     except Exception as error:
         raise GetaError(f"export_onnx: the model has an operation that ONNX lacks: {first_line(error)}") from error
     assert made is not None
-    _name_batch(made.model_proto)
-    return made.model_proto
+    proto = made.model_proto
+    _name_batch(proto)
+    return proto
 
 
 def _name_batch(proto: Any) -> None:

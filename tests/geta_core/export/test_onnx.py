@@ -81,7 +81,7 @@ def _check_weights(compressed: geta.Compressed, graph: Any, fold: bool) -> None:
         assert types[f"{name}.levels"] == next(kind for kind, width in WIDTHS.items() if width >= bits)
         assert name not in values
         levels = values[f"{name}.levels"].astype(np.int64)
-        assert np.abs(levels // np.gcd.reduce(levels, axis=None)).max() <= 2 ** (bits - 1) - 1
+        assert np.abs(levels // np.gcd.reduce(levels.ravel())).max() <= 2 ** (bits - 1) - 1
         step = values[f"{name}.step"]
         if step.ndim:
             axis = made[name].attribute[0].i
