@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 import geta_core as geta
-from baselines.helpers.clocked import ClockedOptimizer, defaults_of
 from baselines.helpers.lsq import LearnedSteps
 from baselines.helpers.pruner import GroupPruner
+from geta_core.clocked import ClockedOptimizer, defaults_of
 
 OWN = "sequence"
 
@@ -68,7 +68,7 @@ class SequenceOptimizer(ClockedOptimizer):
             left -= length
         return next((name for name, length in reversed(self._stages) if length), "train")
 
-    def advance(self) -> None:
+    def _advance(self) -> None:
         """Step the weights, then do what the present stage adds."""
         parts = [part for part in (self._pruner, self._steps) if part is not None]
         for part in parts:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import geta_core as geta
-from baselines.helpers.clocked import ClockedOptimizer, defaults_of
+from geta_core.clocked import ClockedOptimizer, defaults_of
 from geta_core.errors import ScheduleError
 
 
@@ -84,7 +84,7 @@ class StagedOptimizer(ClockedOptimizer):
         """Stage of the next step."""
         return "learn" if self.learning else "tune"
 
-    def advance(self) -> None:
+    def _advance(self) -> None:
         """Step the weights between what the method adds before and after."""
         self.before()
         self.inner.step()
@@ -92,7 +92,7 @@ class StagedOptimizer(ClockedOptimizer):
             self.adam.step()
         self.after()
 
-    def advanced(self) -> None:
+    def _advanced(self) -> None:
         """Fix what was learned at the end of the first stage."""
         if self._clock == self.learn_steps:
             self.fix()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import geta_core as geta
-from baselines.helpers.clocked import ClockedOptimizer, defaults_of
+from geta_core.clocked import ClockedOptimizer, defaults_of
 from geta_core.errors import ConfigError, ScheduleError
 
 
@@ -68,7 +68,7 @@ class LibraryOptimizer(ClockedOptimizer):
         """Point the torch.optim class to this object's groups and state."""
         self.inner.param_groups, self.inner.state = self.stepped_groups(), self.state
 
-    def advance(self) -> None:
+    def _advance(self) -> None:
         """Call the library."""
         self.library.step()
 

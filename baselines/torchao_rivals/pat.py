@@ -217,7 +217,7 @@ class PatOptimizer(LibraryOptimizer):
         for matrix in self.matrices:
             matrix.parameter.detach().copy_(matrix.read())
 
-    def advance(self) -> None:
+    def _advance(self) -> None:
         """Call the library, and write what its map has zeroed into the weights."""
         if not self.matrices:
             self.inner.step()

@@ -255,8 +255,10 @@ class Dependencies:
         spread = [[to_letters(layer, o.letters, count) for layer in o.layers] for o in operands]
         sizes = [[o.size(letter) for letter in range(count)] for o in operands]
         contracted = frozenset(range(count)) - frozenset(out)
-        for i, layers in enumerate(spread):
-            fitted = [self._fitted(node, layer, i, spread, sizes, contracted) for layer in layers]
+        alone: list[Tensor] = []
+        # Once more, because a layer that was narrowed may have left another one with nothing to face.
+        for i in (*range(len(spread)), *range(len(spread))):
+            fitted = [self._fitted(node, layer, i, spread, sizes, contracted, alone) for layer in spread[i]]
             spread[i] = [layer for layer in fitted if layer is not None]
         if self.heads == "head":
             self._keep_heads(node, spread)
@@ -271,6 +273,8 @@ class Dependencies:
                             if node not in self.capture.data and not (varying(a) | varying(b)) & contracted:
                                 self.alike.append(_facing(a, b))
         self._mark(node, operands, spread, contracted)
+        # What faces nothing has to stay: from here on it is like what has no label.
+        spread = [[layer for layer in layers if not any(layer is other for other in alone)] for layers in spread]
         return tidy(from_letters(layer, out) for layer in _outer(spread, contracted))
 
     def _fitted(
@@ -281,8 +285,12 @@ class Dependencies:
         spread: list[list[Tensor]],
         sizes: list[list[int]],
         contracted: frozenset[int],
+        alone: list[Tensor],
     ) -> Tensor | None:
-        """Ties inside one layer that the shapes of the other operands ask for; None for one that says nothing more."""
+        """Ties inside one layer that the shapes of the other operands ask for; None for one that says nothing more.
+
+        ``alone`` gets the layers that no other operand has a label for.
+        """
         uncovered = {
             letter
             for letter in varying(layer)
@@ -294,6 +302,7 @@ class Dependencies:
             layer = self.space.tie_across(layer, uncovered, message)
         elif uncovered:
             self.space.pin(layer, message)
+            alone.append(layer)
             if self.space.is_made(layer):
                 return None
         inner, outer = varying(layer) & contracted, varying(layer) - contracted
@@ -335,13 +344,18 @@ class Dependencies:
     def _mark(
         self, node: fx.Node, operands: Sequence[Operand], spread: list[list[Tensor]], contracted: frozenset[int]
     ) -> None:
-        for operand, layers in zip(operands, spread, strict=True):
+        fixed = [
+            not o.data and all(map(self.space.is_constant, layers)) for o, layers in zip(operands, spread, strict=True)
+        ]
+        for i, (operand, layers) in enumerate(zip(operands, spread, strict=True)):
             if operand.data:
                 continue
+            # A map of a constant (a table of coordinates) makes an activation as a map of data does.
+            active = node in self.capture.data or (bool(contracted) and any((*fixed[:i], *fixed[i + 1 :])))
             for layer in layers:
                 if varying(layer) & contracted:
                     self.consumed.append(layer[layer >= 0])
-                elif node in self.capture.data:
+                elif active:
                     self.passed.append(layer[layer >= 0])
 
 

@@ -78,9 +78,7 @@ class GroupGraph:
         self.first.run()
         _pin_chosen(self.first, config, model)
         self.count, self.component = _rectangular(self.first)
-        self.produce = _produce(self.first)
-        second = Zeros(self.first, self.component, self.count, self.produce)
-        second.run()
+        self.produce, second = _zeroed(self.first, self.component, self.count)
         self.reasons = self._reasons(second)
         self.inexact = self._marked(self.first.inexact)
         self.number, self.family = self._numbered()
@@ -231,14 +229,51 @@ def _produce(first: Dependencies) -> Tensor:
             either = flags[left] | flags[right]
             flags[left[either]] = True
             flags[right[either]] = True
+    return flags & _parameters(first)
+
+
+def _parameters(first: Dependencies) -> Tensor:
+    """Bool [ids]: the indices of parameters, which can be set to zero."""
+    flags = torch.zeros(first.space.size, dtype=torch.bool)
+    for slot in first.space.slots.values():
+        flags[slot.offset : slot.offset + slot.size] = slot.name in first.capture.parameters
     for ids in first.quantizer_ids:
         flags[ids] = False
-    for start, end in first.space.made:
-        flags[start:end] = False
-    for slot in first.space.slots.values():
-        if slot.name not in first.capture.parameters:
-            flags[slot.offset : slot.offset + slot.size] = False
     return flags
+
+
+def _zeroed(first: Dependencies, component: Tensor, count: int) -> tuple[Tensor, Zeros]:
+    """Bool [ids]: what is zeroed with its group; and the second pass, which says where that is not enough.
+
+    A group that leaves something behind where it is consumed (a scalar added to every channel, a sigmoid) is zeroed
+    there, too: at the indices of the parameters that a contraction sums over. A product with a zero is zero, whatever
+    the other factor is, as long as it is finite. What is consumed alone is no group: nothing of it is zeroed yet.
+    """
+    produce = _produce(first)
+    second = _run(first, component, count, produce)
+    wanted = torch.zeros(count, dtype=torch.bool)
+    wanted[list(second.reasons.keys() - second.unbounded)] = True
+    owned, free = torch.zeros_like(wanted), torch.ones_like(wanted)
+    owned[component[produce]] = True
+    for ids, _ in first.space.pins:
+        free[component[ids]] = False
+    wanted &= owned & free
+    consumed = torch.zeros_like(produce)
+    for ids in first.consumed:
+        consumed[ids] = True
+    more = produce | (consumed & wanted[component] & _parameters(first))
+    if bool((more == produce).all()):
+        return produce, second
+    third = _run(first, component, count, more)
+    failed = torch.zeros(count, dtype=torch.bool)
+    failed[list(third.reasons)] = True
+    return torch.where(failed[component], produce, more), third
+
+
+def _run(first: Dependencies, component: Tensor, count: int, produce: Tensor) -> Zeros:
+    second = Zeros(first, component, count, produce)
+    second.run()
+    return second
 
 
 def _rectangular(first: Dependencies) -> tuple[int, Tensor]:

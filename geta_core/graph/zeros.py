@@ -36,6 +36,8 @@ class Zeros:
         self.values: dict[fx.Node, Value] = {}
         self.reasons: dict[int, str] = {}
         """Components that may not be removed, with the reason."""
+        self.unbounded = set[int]()
+        """Components whose zeros an operation turns into something that is not finite: a logarithm, a divisor."""
         self.numbers: dict[fx.Node, Tensor | None] = {}
         """Single numbers that come from buffers and constants alone."""
         self.written = _written(self.capture.graph)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from geta_core.clocked import ClockedOptimizer, defaults_of
 from geta_core.config import LOWEST_BITS, CompressionConfig
 from geta_core.errors import ConfigError, ScheduleError
 from geta_core.qasso.budgeted import budget_of, corrected_share
@@ -57,7 +58,7 @@ class PreparedModel(Protocol):
         """Take note of the optimizer whose stage decides whether the model can be finished."""
 
 
-class QASSO(torch.optim.Optimizer):
+class QASSO(ClockedOptimizer):
     """Quantization-aware structured sparse optimizer around a torch.optim class.
 
     Parameter group 0 holds the model's parameters, group 1 (where the model has quantizers) d, q_m and t with
@@ -106,7 +107,7 @@ class QASSO(torch.optim.Optimizer):
     ) -> None:
         config = prepared.config
         _check(eta=eta, zeta=zeta, lr_quant=lr_quant)
-        self.schedule = schedule
+        self.schedule, self.total_steps = schedule, schedule.total
         self.eta, self.zeta = eta, zeta
         self._saliency = saliency or SaliencyWeights()
         self._scale_step_gradient = scale_step_gradient
@@ -126,7 +127,7 @@ class QASSO(torch.optim.Optimizer):
                 f"sparsity={config.sparsity:g} asks for {self.target_groups} groups to be pruned in the joint stage, "
                 "but schedule.joint is 0; give the joint stage steps or set sparsity to 0"
             )
-        defaults = dict(inner([nn.Parameter(torch.zeros(1))], **inner_kwargs).defaults)
+        defaults = defaults_of(inner, **inner_kwargs)
         super().__init__(_parameter_groups(prepared.model, self._quant.parameters(), defaults, lr_quant), defaults)
         self._clock = 0
         self._fixing: tuple[Stage, ...] = ("cooldown",)
@@ -138,19 +139,9 @@ class QASSO(torch.optim.Optimizer):
         prepared.bind(self)
 
     @property
-    def clock(self) -> int:
-        """Number of steps done."""
-        return self._clock
-
-    @property
     def stage(self) -> Stage:
         """Stage of the next step."""
         return self.schedule.stage_at(self._clock)[0]
-
-    @property
-    def finished(self) -> bool:
-        """Whether every step of the schedule is done; more steps go on as in the cooldown."""
-        return self._clock >= self.schedule.total
 
     @property
     def target_groups(self) -> int:
@@ -201,23 +192,8 @@ class QASSO(torch.optim.Optimizer):
         self._rows.assign({id(p): number for number, group in enumerate(self.param_groups) for p in group["params"]})
         self._refresh()
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Do one step: the inner optimizer's, then the rule of the present stage.
-
-        Args:
-            closure: reevaluates the model and returns the loss; called once, before the step.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _advance(self) -> None:
+        """Take the inner optimizer's step, then follow the rule of the present stage."""
         self._refresh()
         stage, at = self.schedule.stage_at(self._clock)
         period = self.schedule.period_at(at) if stage == "joint" and self.target_groups else None
@@ -236,8 +212,6 @@ class QASSO(torch.optim.Optimizer):
             grid = self._forget(period, before, grid)
         if grid is not None:
             self._quant.write_steps(grid.d)
-        self._clock += 1
-        return loss
 
     def _refresh(self) -> None:
         """Follow parameters whose memory has moved; does nothing in other steps."""

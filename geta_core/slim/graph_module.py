@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from geta_core.copying import copied
 from geta_core.errors import GetaError, PruningError
 from geta_core.graph.capture import Capture, ExampleInputs, _named, first_line, restored_modes, traced_anew
 from geta_core.graph.inline import inline_regions
+from geta_core.quantize import Quantizer
 from geta_core.slim.cut import Keep, cut_
 from geta_core.slim.modes import switch
 from geta_core.slim.rewriting import rewrite
@@ -31,23 +33,53 @@ SAME_GRADIENT = 1e-6
 its derivative; such passes are written for single precision, with constants of eight digits."""
 
 
-def export_switchable(model: nn.Module, inputs: ExampleInputs, *, train: bool = True) -> tuple[fx.GraphModule, Capture]:
+def export_switchable(
+    model: nn.Module, inputs: ExampleInputs, *, train: bool = True, told: bool = True
+) -> tuple[fx.GraphModule, Capture]:
     """Export in train mode with a dynamic batch; the result follows ``train()`` / ``eval()`` and has the model's names.
 
     The parameters are shared with ``model``, whose mode is restored. With ``train=False`` it is the graph of eval mode.
+    With ``told=False`` the forward is not told that it is being exported (``torch.compiler.is_exporting``).
 
     Raises:
         GetaError: if torch.export cannot trace the model so.
     """
     with restored_modes(model), traced_anew(model):
         model.train(train)
-        program = _dynamic_export(model, inputs)
+        with nullcontext() if told else _untold(model):
+            program = _dynamic_export(model, inputs)
     inline_regions(program)
     program.graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: _writes(node))
     module = program.module(check_guards=False)
     for path in program.graph_signature.lifted_tensor_constants:
         _hold(module, path)
     return module, _named(model, program)
+
+
+@contextmanager
+def _untold(model: nn.Module) -> Iterator[None]:
+    """While the model's forward runs, torch says that nothing is being exported; quantizers are told, as ever."""
+    before: list[bool] = []
+
+    def entering(told: bool) -> Callable[..., None]:
+        def enter(*_: Any) -> None:
+            before.append(torch.compiler._is_exporting_flag)
+            torch.compiler._is_exporting_flag = told
+
+        return enter
+
+    def leave(*_: Any) -> None:
+        torch.compiler._is_exporting_flag = before.pop()
+
+    hooks = []
+    for module in (model, *(module for module in model.modules() if isinstance(module, Quantizer))):
+        hooks.append(module.register_forward_pre_hook(entering(module is not model)))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -161,6 +193,9 @@ def _switchable(
 ) -> tuple[fx.GraphModule, Capture, str]:
     """The graph of train mode if it computes in eval mode what the model does, else that of eval mode and the reason.
 
+    A forward may take another way while it is exported, for example one without branches. Where that is not what it
+    computes otherwise, it is traced without being told.
+
     Args:
         model: not changed.
         inputs: example inputs.
@@ -168,11 +203,14 @@ def _switchable(
         own_backward: refuse a graph in which a function of the model has lost its own backward pass.
     """
     reasons: list[str] = []
-    for train in (True, False):
+    differs = False
+    for told, train in itertools.product((True, False), repeat=2):
+        if not told and not differs:
+            break
         mode = "train" if train else "eval"
         try:
             with _custom_backward() as custom:
-                module, captured = export_switchable(model, inputs, train=train)
+                module, captured = export_switchable(model, inputs, train=train, told=told)
         except GetaError as error:
             reasons.append(str(error))
             continue
@@ -182,7 +220,8 @@ def _switchable(
         switch(module, _counters(module))
         gap, random = _gap(model, module, inputs), train and _draws(module)
         if gap <= max(close, SAME_GRAPH * _precision(model)) and not random:
-            return module, captured, "".join(reasons)
+            return module, captured, "" if train else "; ".join(dict.fromkeys(reasons))
+        differs = differs or not random
         how = "are random" if random else f"differ from the model's by {gap:.3g}"
         held = _holds_batch(captured, batch_size(inputs))
         reasons.append(held or f"the outputs of the graph of {mode} mode {how} in eval mode")

@@ -15,6 +15,7 @@ from geta_core.graph.dependency import Dependencies, hint, shape_of
 from geta_core.graph.labels import varying
 from geta_core.graph.rules import install_all
 from geta_core.graph.rules.reductions import chosen_row
+from geta_core.graph.rules.views import repeated_dims
 from geta_core.graph.rules.windows import COUNTED, argument_of_sizes
 from geta_core.slim.cut import Keep
 from geta_core.slim.modes import REPLACED
@@ -144,9 +145,22 @@ def _held_index(node: fx.Node, index: Tensor) -> fx.Node:
         return node.graph.get_attr(path)
 
 
+def _repeat(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    """As many copies of one index as stay."""
+    for dim in repeated_dims(node):
+        kept = removal.size(node, dim)
+        if kept == shape_of(node)[dim]:
+            continue
+        counts = twin.args[1]
+        new = [*counts[:dim], kept, *counts[dim + 1 :]] if isinstance(counts, (list, tuple)) else kept
+        twin.args = (twin.args[0], new, *twin.args[2:])
+        # The size of the result, where it is given, was that of all copies.
+        twin.kwargs = {name: value for name, value in twin.kwargs.items() if name != "output_size"}
+
+
 def _unflatten(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
     dim = int(cast(int, node.args[1])) % len(shape_of(node.args[0]))
-    sizes = cast(list[Any], node.args[2])
+    sizes = cast(list[Any], twin.args[2])
     new = [removal.size(node, dim + i) if isinstance(s, int) and s != -1 else s for i, s in enumerate(sizes)]
     twin.args = (twin.args[0], dim, new)
 
@@ -288,6 +302,7 @@ _REWRITERS: dict[Any, Callable[[Removal, fx.Node, fx.Node], None]] = {
     **dict.fromkeys([aten.zeros, aten.ones, aten.full, aten.new_zeros, aten.new_ones, aten.new_full], _made_sizes),
     **dict.fromkeys(COUNTED, _counted),
     aten.index: _index,
+    **dict.fromkeys([aten.repeat, aten.repeat_interleave], _repeat),
     aten.unflatten: _unflatten,
     **dict.fromkeys([aten.layer_norm, aten.rms_norm], _normalized),
     aten.group_norm: _group_norm,

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from geta_core.errors import GetaError
 from orchestration.config import Config, LauncherSettings
@@ -233,7 +233,7 @@ def _reason(code: int, folder: LaunchFolder, mark: int) -> str:
 
 
 class _Tail:
-    """Copies what is added to a file to the error stream.
+    """Copies what is added to a file to the error stream, unless that is the file itself, as in a batch job.
 
     Args:
         path: the file; it need not exist. What it holds at the start is not shown.
@@ -249,9 +249,16 @@ class _Tail:
             file.seek(self._at)
             data = file.read()
             self._at += len(data)
-            if data:
+            if data and not _is_error_stream(file):
                 sys.stderr.write(data.decode(errors="replace"))
                 sys.stderr.flush()
+
+
+def _is_error_stream(file: BinaryIO) -> bool:
+    try:
+        return os.path.sameopenfile(file.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):  # a stream in memory
+        return False
 
 
 def settings_of(spec: Mapping[str, Any]) -> LauncherSettings:

@@ -105,10 +105,24 @@ def _conv_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, Any, int, bool]:
     return x, w, argument(node, 2, "bias"), int(groups), transposed  # type: ignore[return-value]
 
 
-def _per_channel(ctx: Dependencies, node: fx.Node, value: fx.Node, keep: tuple[int, ...]) -> list[Tensor]:
-    """Layers of ``value`` that vary along ``keep`` only; others are tied to it, or pinned if they do not touch it."""
+def _per_example(ctx: Dependencies, node: fx.Node, x: fx.Node, channel: int) -> tuple[Layers, Layers]:
+    """Layers of an input that vary over its examples alone, and the others.
+
+    Heads that are examples of one convolution share its parameters: a head goes whole, and the parameters stay.
+    """
+    rows, rest = list[Tensor](), list[Tensor]()
+    for layer in ctx.layers(x):
+        if channel == 1 and ctx.heads == "head" and varying(layer) in ({0}, {0, channel}):
+            rows.append(ctx.space.tie_across(layer, (channel,), f"shares a convolution, at {where(node)}"))
+        else:
+            rest.append(layer)
+    return tuple(rows), tuple(rest)
+
+
+def _per_channel(ctx: Dependencies, node: fx.Node, layers: Layers, keep: tuple[int, ...]) -> list[Tensor]:
+    """Layers that vary along ``keep`` only; others are tied to it, or pinned if they do not touch it."""
     kept = []
-    for layer in ctx.layers(value):
+    for layer in layers:
         others = varying(layer) - set(keep)
         if others and varying(layer) & set(keep):
             layer = ctx.space.tie_across(layer, others, f"varies over positions, at {where(node)}")
@@ -128,8 +142,9 @@ def _conv_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     x, w, bias, groups, transposed = _conv_arguments(node)
     rank = len(shape_of(w))
     channel = len(shape_of(x)) - (rank - 1)
-    xs = [_grouped(a, channel, groups) for a in _per_channel(ctx, node, x, (channel,))]
-    ws = _per_channel(ctx, node, w, (0, 1))
+    rows_of_x, rest = _per_example(ctx, node, x, channel)
+    xs = [_grouped(a, channel, groups) for a in _per_channel(ctx, node, rest, (channel,))]
+    ws = _per_channel(ctx, node, ctx.layers(w), (0, 1))
     grouped_dim, plain_dim = 0, 1
     rows = [_grouped(a, grouped_dim, groups) for a in ws if varying(a) == {grouped_dim}]
     columns = [a.reshape(1, -1) for a in ws if varying(a) == {plain_dim}]
@@ -156,7 +171,7 @@ def _conv_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     for layer in found:
         shape[channel] = total
         layers.append(layer.expand(groups, total // groups).reshape(shape))
-    return _plus_labels(ctx, node, tidy(layers), bias, channel)
+    return tidy((*rows_of_x, *_plus_labels(ctx, node, tidy(layers), bias, channel)))
 
 
 def _equal_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand:
@@ -177,7 +192,10 @@ def _conv_zeros(ctx: Zeros, node: fx.Node) -> Layers:
     depthwise = groups > 1 and groups == shape_of(x)[channel]
     if not depthwise:
         letters = tuple(range(len(shape_of(x))))
-        ctx.require_zero(node, [(x, ctx.first.operand(x, letters))], frozenset({channel}))
+        # The window slides over the input, so that its dimensions face none of the input's.
+        own = tuple(range(len(letters), len(letters) + rank))
+        pairs = [(x, ctx.first.operand(x, letters)), (w, ctx.first.operand(w, own))]
+        ctx.require_zero(node, pairs, frozenset({channel, own[0 if transposed else 1]}))
     found = []
     for layer in ctx.zeros(w):
         if varying(layer) <= {1 if transposed else 0}:
@@ -187,6 +205,8 @@ def _conv_zeros(ctx: Zeros, node: fx.Node) -> Layers:
             found.append((flat.repeat(groups) if transposed and flat.numel() > 1 else flat).reshape(shape))
     if depthwise and total == groups:
         found += [layer for layer in ctx.zeros(x) if varying(layer) <= {channel}]
+    if channel == 1:
+        found += [layer for layer in ctx.zeros(x) if varying(layer) == {0}]
     return _plus_zeros(ctx, tidy(found), bias, rank - 2)
 
 

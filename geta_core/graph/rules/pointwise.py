@@ -11,7 +11,7 @@ from geta_core.graph.dependency import Dependencies, shape_of
 from geta_core.graph.labels import Layers, aligned, tidy
 from geta_core.graph.rules.base import Rule, Value, add
 from geta_core.graph.rules.cancelling import cancelled
-from geta_core.graph.rules.probing import constant, tensor_arguments, zeroing_subsets
+from geta_core.graph.rules.probing import constant, tensor_arguments, unbounded_at_zero, zeroing_subsets
 from geta_core.graph.zeros import Zeros, meet
 
 aten = torch.ops.aten
@@ -28,13 +28,21 @@ def _zeros(ctx: Zeros, node: fx.Node) -> Layers:
     arguments = tensor_arguments(node)
     rank = len(shape_of(node))
     found: list[Tensor] = []
-    for subset in zeroing_subsets(node, [constant(ctx, argument) for argument in arguments]):
+    numbers = [constant(ctx, argument) for argument in arguments]
+    # A quotient of zeros is not zero, whatever the numerator says.
+    poles = [layer.unique() for index in unbounded_at_zero(node, numbers) for layer in ctx.zeros(arguments[index])]
+    lost = {part for layer in poles for part in layer.tolist() if part >= 0}
+    ctx.unbounded |= lost
+    for subset in zeroing_subsets(node, numbers):
         layers = ctx.zeros(arguments[subset[0]])
         for index in subset[1:]:
             layers = meet(layers, ctx.zeros(arguments[index]))
         found += [layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in layers]
     if not found and len(arguments) > 1:
         return cancelled(ctx, node, _labels)
+    if lost:
+        gone = torch.tensor(sorted(lost))
+        found = [torch.where(torch.isin(layer, gone), torch.full_like(layer, -1), layer) for layer in found]
     return tidy(found)
 
 

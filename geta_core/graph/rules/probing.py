@@ -82,10 +82,7 @@ def zeroing_subsets(node: fx.Node, constants: Sequence[Tensor | None] = ()) -> l
     The other arguments take random values, or the number that ``constants`` gives.
     """
     arguments = tensor_arguments(node)
-    probes = random_values(arguments)
-    for i, number in enumerate(constants):
-        if number is not None:
-            probes[i] = number.reshape(1).expand(PROBES)
+    probes = _probes(arguments, constants)
     found: list[tuple[int, ...]] = []
     for count in range(1, len(arguments) + 1):
         for subset in itertools.combinations(range(len(arguments)), count):
@@ -95,3 +92,25 @@ def zeroing_subsets(node: fx.Node, constants: Sequence[Tensor | None] = ()) -> l
             if bool((evaluate(node, arguments, values) == 0).all()):
                 found.append(subset)
     return found
+
+
+def unbounded_at_zero(node: fx.Node, constants: Sequence[Tensor | None] = ()) -> list[int]:
+    """The tensor arguments at whose zero the result is not finite, where it is at another value."""
+    arguments = tensor_arguments(node)
+    probes = _probes(arguments, constants)
+    finite = evaluate(node, arguments, probes).isfinite()
+    found = []
+    for index in range(len(probes)):
+        values = [torch.zeros_like(p) if i == index else p for i, p in enumerate(probes)]
+        if bool((finite & ~evaluate(node, arguments, values).isfinite()).any()):
+            found.append(index)
+    return found
+
+
+def _probes(arguments: Sequence[fx.Node], constants: Sequence[Tensor | None]) -> list[Tensor]:
+    """Random values, or the number that is known, in the place of each argument."""
+    probes = random_values(arguments)
+    for i, number in enumerate(constants):
+        if number is not None:
+            probes[i] = number.reshape(1).expand(PROBES)
+    return probes

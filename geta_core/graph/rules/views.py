@@ -75,6 +75,30 @@ def _expand_zeros(ctx: Zeros, node: fx.Node) -> Value:
     return tuple(layer.reshape([1] * (rank - layer.dim()) + list(layer.shape)) for layer in ctx.zeros(node.args[0]))
 
 
+def _repeat_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    """Of several indices each copy goes with what it is a copy of; copies of a single one go with what they meet.
+
+    The latter holds where nothing else of the value is labelled: a mask that is the same for every head.
+    """
+    moved = cast(Layers, _move(node, ctx.layers(node.args[0])))
+    if all(map(ctx.space.is_made, moved)):
+        return tidy((*moved, *ctx.space.made_layers(shape_of(node), repeated_dims(node))))
+    return moved
+
+
+def repeated_dims(node: fx.Node) -> list[int]:
+    """The dimensions of a repetition that hold copies of one index, as often as a number of the code says."""
+    rank, source = len(shape_of(node)), shape_of(node.args[0])
+    before = (1,) * (rank - len(source)) + source
+    if node.target.overloadpacket is aten.repeat_interleave:  # type: ignore[union-attr]
+        dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+        fixed = isinstance(node.args[1], int) and dim is not None
+        counted = {int(cast(int, dim)) % rank} if fixed else set()
+    else:
+        counted = {d for d, count in enumerate(cast(Sequence[Any], node.args[1])) if isinstance(count, int)}
+    return [d for d in sorted(counted) if before[d] == 1 and shape_of(node)[d] > 1]
+
+
 # ---------------------------------------------------------------- shuffles
 
 
@@ -274,7 +298,8 @@ def install() -> None:
         aten.vsplit,
         aten.dsplit,
     ]
-    extra = [aten.pixel_unshuffle, aten.repeat, aten.tile, aten.repeat_interleave]
+    extra = [aten.pixel_unshuffle, aten.tile]
+    add_factories([aten.repeat, aten.repeat_interleave], Rule(_repeat_labels, _view_zeros))
     add([aten.pixel_shuffle], Rule(_pixel_shuffle_labels, _view_zeros))
     add([aten.channel_shuffle], Rule(_channel_shuffle_labels, _view_zeros))
     add([*views, *pieces, *moves, *extra, aten.diagonal], Rule(_view_labels, _view_zeros))

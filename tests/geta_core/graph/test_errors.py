@@ -106,14 +106,16 @@ def test_a_rule_of_ones_own(rules: None) -> None:
     def labels(ctx: Any, node: torch.fx.Node) -> tuple[Tensor, ...]:
         return flipped(ctx.layers(node.args[0]))
 
-    # Without a word on zeros nothing is assumed to be zero, which pins but is never wrong.
+    # Without a word on zeros nothing is assumed to be zero: what reads the channels is zeroed, too.
     geta.register_rule(op, labels=labels)
     prepared = prepared64(copy.deepcopy(net), image())
-    assert len(pinned(prepared, "stem.weight")) == 6
+    (group, *_) = prunable(prepared, "stem.weight")
+    assert ("last.weight", "PRODUCE") in {(m.name, m.role) for m in group.members}
     assert_sound(prepared, image())
     geta.register_rule(op, labels=labels, zeros=lambda ctx, node: flipped(ctx.zeros(node.args[0])))
     prepared = prepared64(net, image())
     (group, *_) = prunable(prepared, "stem.weight")
+    assert ("last.weight", "CONSUME") in {(m.name, m.role) for m in group.members}
     indices = {m.name: m.indices for m in group.members if m.dim == 0}
     assert indices["b.weight"] == (5 - indices["stem.weight"][0],)
     assert_sound(prepared, image())
@@ -230,7 +232,7 @@ def test_wrong_pins_are_all_named_and_the_closest_name_suggested() -> None:
 
 
 def test_a_pinned_group_is_not_zeroed() -> None:
-    prepared = prepared64(image_net(lambda net, y: y.sigmoid()), image())
+    prepared = prepared64(image_net(lambda net, y: y.sigmoid().sum(1, keepdim=True), out=1), image())
     group = pinned(prepared, "stem.weight")[0]
     with pytest.raises(geta.GetaError, match=rf"group {group.id} cannot be removed: it is not exactly zero"):
         prepared.zero_([group])

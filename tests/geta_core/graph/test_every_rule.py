@@ -95,6 +95,42 @@ def test_removal_on_random_shapes(layout: str) -> None:
     proved()
 
 
+@pytest.mark.parametrize("layout", PARTS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_not_left_at_zero_is_zeroed_where_it_is_consumed(layout: str) -> None:
+    """A channel that an operation makes something of goes where what reads it is learned: its rows become zero."""
+    sizes_, generator = Sizes(4, 5, 6, 8), torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
+    _, _, fixed = together(PARTS[layout], sizes_)
+    open_ = [position for position in range(len(PARTS[layout])) if _lost(fixed, position)]
+    assert open_ or layout != "tokens"
+    if not open_:
+        return
+    cases = [PARTS[layout][position] for position in open_]
+    net, inputs, graph = together(cases, sizes_, learned=True)
+    for position, case in enumerate(cases):
+        free, kept = stem_groups(graph, position)
+        assert free and not kept, f"{case.name}: {[group.pinned for group in kept][:1]}"
+        assert all(_role(group, f"nets.{position}.head") == "PRODUCE" for group in free), case.name
+    dead = chosen(graph, generator)
+    gone = [g for g, flag in zip(graph.groups[: graph.num_prunable], dead.tolist(), strict=True) if flag]
+    left, right = results(zeroed(net, gone), inputs), results(cut(net, gone), inputs)
+    dense = results(net, inputs)
+    for case, a, b, c in zip(cases, left, right, dense, strict=True):
+        assert gap([a], [b]) <= 1e-10, f"{case.name}: cut is not what is zeroed"
+        assert not torch.equal(a, c), f"{case.name}: zeroing changes nothing"
+
+
+def _lost(graph: GroupGraph, position: int) -> bool:
+    _, kept = stem_groups(graph, position)
+    reasons = [str(group.pinned) for group in kept]
+    return bool(reasons) and all(reason.startswith("is not exactly zero where it is consumed") for reason in reasons)
+
+
+def _role(group: geta.Group, name: str) -> str:
+    return next((member.role for member in group.members if member.name == name), "")
+
+
 def names(target: Any) -> set[str]:
     """An operation by the names under which a rule may stand: its own and its packet's."""
     packet = getattr(target, "overloadpacket", None)

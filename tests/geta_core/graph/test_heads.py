@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 import geta_core as geta
 from geta_core.prepared import Prepared
-from tests.geta_core.graph.nets import Net, choose, double, gap, parameter, prepared64, run, token_net, tokens
+from tests.geta_core.graph.nets import (
+    Net,
+    assert_sound,
+    choose,
+    double,
+    gap,
+    parameter,
+    prepared64,
+    prunable,
+    run,
+    token_net,
+    tokens,
+)
 
 
 def split(net: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,6 +104,52 @@ def test_every_head_can_go_whole(name: str) -> None:
     assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
 
 
+def test_heads_that_share_a_convolution_and_a_norm() -> None:
+    """The bias of the norm is left of a zero head, so that the projection is zeroed where it reads it."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        pooled = [net.norm(net.pool(part.flatten(0, 1).mT).mT) for part in split(net, x)]
+        q, k, v = (part.unflatten(0, (x.shape[0], -1)) for part in pooled)
+        return joined(net, q @ k.mT, v + q)
+
+    net = attention(body)
+    net.pool = nn.Conv1d(4, 4, 3, padding=1, groups=4)
+    prepared = prepared64(net, tokens())
+    assert heads(prepared) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    group = prunable(prepared, "proj.weight", 1)[0]
+    assert ("proj.weight", "PRODUCE") in {(member.name, member.role) for member in group.members}
+    assert not prunable(prepared, "pool.weight")
+    assert_sound(prepared, tokens())
+
+
+COPIES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "repeat": lambda mask, count: mask.repeat(1, count, 1),
+    "repeat_interleave": lambda mask, count: mask.repeat_interleave(count, 1),
+    "expand": lambda mask, count: mask.expand(-1, count, -1),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize("literal", [False, True])
+def test_what_is_repeated_for_every_head_is_repeated_for_those_that_stay(name: str, literal: bool) -> None:
+    """A mask of the tokens, once for each head of each example, by a number of the code or by that of the heads."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        q, k, v = (part.flatten(0, 1) for part in split(net, x))
+        mask = COPIES[name](x.sum(-1).sigmoid().unsqueeze(1), 3 if literal else len(q) // x.shape[0])
+        scores = (q @ k.mT) * mask.reshape(-1, 1, mask.shape[-1])
+        return net.proj((scores.softmax(-1) @ v).unflatten(0, (x.shape[0], -1)).transpose(1, 2).flatten(2))
+
+    prepared = prepared64(attention(body), tokens())
+    assert heads(prepared) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    prepared.zero_(choose(prepared, 1))
+    compressed = geta.finish(prepared)
+    assert ("proj.weight", 1) in compressed.keep
+    assert compressed.report.native != literal
+    x = double(tokens())
+    assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
+
+
 def test_a_shared_parameter_is_cut_where_nothing_makes_its_rows_whole() -> None:
     """Without keys, the same index goes from every row, and from the parameter."""
 
@@ -137,15 +195,19 @@ def test_values_written_token_by_token(body: Callable[[Any, Tensor], Tensor]) ->
 
 
 def test_what_is_written_must_be_zero_too() -> None:
+    """Else the columns that read it are zeroed as well."""
+
     def body(net: Any, x: Tensor) -> Tensor:
         result = net.wide(x).relu()
         result[:, 0] = torch.sigmoid(result[:, 1])
         return result
 
     prepared = prepared64(token_net(body, out=9, wide=nn.Linear(6, 9)), tokens())
-    reasons = {group.pinned for group in prepared.graph.groups if group.pinned}
-    assert any(reason.startswith("is not exactly zero where it is consumed") for reason in reasons)
-    assert prepared.num_prunable == 6
+    members = [member for group in prunable(prepared, "wide.weight") for member in group.members]
+    zeroed = {member.name for member in members if member.role == "PRODUCE"}
+    assert zeroed == {"wide.weight", "wide.bias", "head.weight"}
+    assert prepared.num_prunable == 6 + 9
+    assert_sound(prepared, tokens())
 
 
 def test_concatenation_under_its_other_names() -> None:

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from tests.geta_core.graph.nets import (
     Body,
     assert_sound,
-    double,
-    effect_of_reading,
     image,
     image_net,
     parameter,
@@ -69,10 +67,10 @@ MOVES: dict[str, tuple[Body, int, int]] = {
     "stack and unbind": (lambda net, y: (lambda a, b: a * b)(*torch.stack([y, net.b(y)]).unbind(0)), 6, 6),
     "joined with itself": (lambda net, y: torch.cat([y.relu(), (-y).relu()], 1), 12, 6),
     "joined over pixels": (lambda net, y: torch.cat([y.relu(), -y.relu()], 2), 6, 6),
-    "joined with constants": (lambda net, y: torch.cat([y, y.detach()[:, :2] * 0 + 1], 1), 8, 4),
+    "joined with constants": (lambda net, y: torch.cat([y, y.detach()[:, :2] * 0 + 1], 1), 8, 6),
     "joined with ones": (lambda net, y: torch.cat([y.relu(), torch.ones(y.shape[0], 2, 8, 8).double()], 1), 8, 6),
     "pad pixels": (lambda net, y: F.pad(y.relu(), (1, 2, 0, 1)), 6, 6),
-    "pad pixels with 1": (lambda net, y: F.pad(y.relu(), (1, 2, 0, 1), value=1.0), 6, 0),
+    "pad pixels with 1": (lambda net, y: F.pad(y.relu(), (1, 2, 0, 1), value=1.0), 6, 6),
     "pad by reflection": (lambda net, y: F.pad(y.relu(), (1, 2, 0, 1), mode="reflect"), 6, 6),
     "pad channels": (lambda net, y: F.pad(y.relu(), (0, 0, 0, 0, 1, 2)), 9, 6),
     "pad channels with 1": (lambda net, y: F.pad(literal(y), (0, 0, 0, 0, 1, 2), value=1.0), 9, 6),
@@ -92,8 +90,6 @@ def test_moves(name: str) -> None:
     body, out, expected = MOVES[name]
     prepared = prepared64(image_net(body, out=out, b=nn.Conv2d(6, 6, 1)), image())
     assert len(prunable(prepared, "stem.weight")) == expected
-    if not expected:
-        assert effect_of_reading(prepared, pinned(prepared, "stem.weight")[0], double(image())) > 1e-3
     assert_sound(prepared, image())
 
 

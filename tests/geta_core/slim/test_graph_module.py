@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import geta_core as geta
+from geta_core.graph import ExampleInputs
 from geta_core.prepared import Prepared
+from geta_core.slim.graph_module import as_switchable
 from tests.geta_core.graph.nets import (
     choose,
     double,
@@ -315,3 +317,42 @@ def test_behaviour_that_the_traced_graph_cannot_have_is_told() -> None:
     assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
     prepared = geta.prepare(randomise_(image_net(lambda net, y: y.relu())), image(), geta.CompressionConfig())
     assert geta.finish(prepared).report.native
+
+
+class Rounding(nn.Module):
+    """While it is exported it rounds its table to single precision, without asking whether it has to."""
+
+    def __init__(self, resize: bool) -> None:
+        super().__init__()
+        self.resize = resize
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.table = nn.Parameter(torch.randn(8, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.table
+        if self.resize or torch.compiler.is_exporting():
+            table = table.float().to(table.dtype)
+        return cast(Tensor, self.last((self.first(x) * table).relu()))
+
+
+@pytest.mark.parametrize("resize", [False, True])
+def test_a_forward_that_acts_otherwise_while_it_is_exported_is_not_told(resize: bool) -> None:
+    """The graph is that of what the model computes, in either case, and nothing is left switched off."""
+    torch.manual_seed(0)
+    model, x = Rounding(resize).double(), torch.randn(4, 6, dtype=torch.float64)
+    module = as_switchable(model, ExampleInputs.of((x,)))
+    assert torch.equal(module(x), model(x))
+    assert any(node.target is torch.ops.aten.to.dtype for node in module.graph.nodes) == resize
+    assert not torch.compiler.is_exporting() and not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_input_quantizers_are_exported_as_ever_beside_such_a_forward() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    config = geta.CompressionConfig(weight_bits=(4, 8), activation_bits=(4, 8), initial_bits=8)
+    prepared = geta.prepare(Rounding(False).double(), (x,), config)
+    prepared.zero_(choose(prepared, 0))
+    model = geta.finish(prepared).model
+    module = as_switchable(model, ExampleInputs.of((x,)))
+    assert gap([module(x)], [model(x)]) <= 1e-15
+    assert sum(node.target is torch.ops.geta.fake_quantize.default for node in module.graph.nodes) == 2

@@ -197,7 +197,7 @@ IMAGE_NETS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, int, int, Part
         },
     ),
     "non-local block": (non_local, 6, 6, 6, {}),
-    "mean and variance": (mixture, 6, 3, 0, {}),
+    "mean and variance": (mixture, 6, 3, 3, {}),
     "permuted residual": (permuted, 6, 6, 6, {"one": lambda: nn.Conv2d(6, 6, 1)}),
 }
 
@@ -310,12 +310,12 @@ TOKEN_NETS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, dict[str, Any]
         {"stem.weight": 6, "over.weight": 9, "back.weight": 0},
         {"over": lambda: nn.Linear(7, 9, bias=False), "back": lambda: nn.Linear(9, 7, bias=False)},
     ),
-    # A bias over the tokens makes every feature live.
+    # A bias over the tokens is left in every feature: the head's columns are zeroed with it.
     "mixer with biases": (
         lambda net, y: net.back(F.gelu(net.over(y.transpose(1, 2)))).transpose(1, 2) + y,
         6,
         {},
-        {"stem.weight": 0, "over.weight": 9, "back.weight": 0},
+        {"stem.weight": 6, "over.weight": 9, "back.weight": 0},
         {"over": lambda: nn.Linear(7, 9), "back": lambda: nn.Linear(9, 7)},
     ),
     "adapter": (
@@ -371,7 +371,7 @@ def test_a_siamese_net() -> None:
 def test_pinned_channels_do_not_drag_others_along() -> None:
     """Only what is joined with a pinned channel stays: of two concatenated branches the other may go."""
     net = image_net(
-        lambda net, y: torch.cat([net.one(y).sigmoid(), net.two(y).relu()], 1),
+        lambda net, y: torch.cat([net.one(y).softmax(1), net.two(y).relu()], 1),
         out=9,
         one=nn.Conv2d(6, 4, 1),
         two=nn.Conv2d(6, 5, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from orchestration.agreement import fingerprint
 from orchestration.compose import compose
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.processes import MARK, end_marked, marked
+from orchestration.launchers.ray import _Tail
 from orchestration.launchers.requeue import Requeues, saved_step
 from orchestration.parallel import cut, refuse_sharded
 from orchestration.rundir import RunDirectory
@@ -209,3 +211,17 @@ def test_stop_files_are_not_read_in_every_step(tmp_path: Path) -> None:
     assert not stop, "it has just looked"
     time.sleep(0.25)
     assert stop.heard() == 15
+
+
+def test_a_log_is_shown_once_and_never_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "worker-0.log"
+    tail = _Tail(path)
+    path.write_text("step 1\n")
+    for _ in range(2):
+        tail.copy()
+    assert capsys.readouterr().err == "step 1\n"
+    with path.open("a", buffering=1) as log, contextlib.redirect_stderr(log):
+        log.write("step 2\n")
+        for _ in range(3):
+            tail.copy()
+    assert path.read_text() == "step 1\nstep 2\n"

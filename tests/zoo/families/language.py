@@ -52,7 +52,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "cohere": {},
     "ctrl": {"dff": 56},
-    "diffllama": {},
+    # Its value heads go in pairs: of two there is none to spare.
+    "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4},
     "exaone4": {},
     "falcon": {"new_decoder_architecture": False, "multi_query": True},
     "gemma": {},

@@ -49,9 +49,13 @@ class Case:
 
 
 class Between(nn.Module):
-    """A map from 5 inputs to c channels, the operation, and a map to 2 outputs."""
+    """A map from 5 inputs to c channels, the operation, and a map to 2 outputs.
 
-    def __init__(self, case: Case, sizes: Sizes) -> None:
+    The last map is fixed, so that a channel may go only if the operation leaves it at zero; or it is ``learned``, and
+    its rows can be set to zero with the channels.
+    """
+
+    def __init__(self, case: Case, sizes: Sizes, learned: bool = False) -> None:
         super().__init__()
         self.case, self.stem = case, nn.Linear(5, sizes.c)
         for name, part in case.parts(sizes).items():
@@ -62,7 +66,12 @@ class Between(nn.Module):
         self.dim = case.out if case.out is not None else -1 if case.layout == "tokens" else 1
         with torch.no_grad():
             width = self.inner(torch.randn(BATCH, *_places(case, sizes), 5)).shape[self.dim]
-        self.head = nn.Parameter(torch.randn(width, 2))
+        head = torch.randn(width, 2)
+        self.head: Tensor
+        if learned:
+            self.head = nn.Parameter(head)
+        else:
+            self.register_buffer("head", head)
 
     def inner(self, x: Tensor) -> Tensor:
         y = self.stem(x)
@@ -80,20 +89,22 @@ def _places(case: Case, sizes: Sizes) -> tuple[int, ...]:
 class Together(nn.Module):
     """Several such nets side by side: captured once, and independent of each other."""
 
-    def __init__(self, cases: Sequence[Case], sizes: Sizes) -> None:
+    def __init__(self, cases: Sequence[Case], sizes: Sizes, learned: bool = False) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(Between(case, sizes) for case in cases)
+        self.nets = nn.ModuleList(Between(case, sizes, learned) for case in cases)
 
     def forward(self, *xs: Tensor) -> list[Tensor]:
         return [net(x) for net, x in zip(self.nets, xs, strict=True)]
 
 
-def together(cases: Sequence[Case], sizes: Sizes) -> tuple[Together, tuple[Tensor, ...], GroupGraph]:
+def together(
+    cases: Sequence[Case], sizes: Sizes, learned: bool = False
+) -> tuple[Together, tuple[Tensor, ...], GroupGraph]:
     """The nets in float64, their inputs and their groups."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        net = Together(cases, sizes).eval()
+        net = Together(cases, sizes, learned).eval()
     finally:
         torch.set_default_dtype(before)
     inputs = tuple(torch.randn(BATCH, *_places(case, sizes), 5, dtype=torch.float64) for case in cases)

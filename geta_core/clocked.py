@@ -35,10 +35,10 @@ class ClockedOptimizer(torch.optim.Optimizer, ABC):
         return {}
 
     @abstractmethod
-    def advance(self) -> None:
+    def _advance(self) -> None:
         """Take one step with the gradients of now; the clock still shows the steps before it."""
 
-    def advanced(self) -> None:
+    def _advanced(self) -> None:
         """Do what follows when the clock has moved on."""
 
     @overload
@@ -58,9 +58,9 @@ class ClockedOptimizer(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.advance()
+        self._advance()
         self._clock += 1
-        self.advanced()
+        self._advanced()
         return loss
 
 
