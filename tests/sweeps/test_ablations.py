@@ -12,6 +12,8 @@ from geta_core.errors import ConfigError
 from sweeps import Ablation
 from sweeps.ablations.cli import main
 from sweeps.ablations.spec import known, read
+from sweeps.records import read_record
+from tests.orchestration.small import SMALL
 from tests.sweeps.made import cells
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -86,3 +88,42 @@ def test_a_smoke_base_says_so(tmp_path: Path) -> None:
     sheet = Ablation.load("stages", "resnet20_smoke").sheet(cells({"base": [(30.0, 9.0)]}))
     assert any(note.startswith("smoke: ") for note in sheet.notes)
     assert any("one pair" in note or "no pair" in note for note in sheet.notes)
+
+
+def ablate(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Vary the rate of short dense runs by the command, and return what it said."""
+    keys = ["task=digits", "method=dense", "model.width=4", "run.steps=5", "run.threads=1", "tracker=jsonl"]
+    base = {"keys": keys, "seeds": [0, 1], "scale": "smoke"}
+    file = file_of(
+        folder, {"slow": {"optimizer.lr": 0.01}, "fast": {"optimizer.lr": 0.3}}, bases={"a": base, "b": base}
+    )
+    assert main([file, f"output={folder / 'runs'}", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def results_in(folder: Path) -> dict[Path, int]:
+    """Return the results of complete runs, with the times at which they were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+
+
+@pytest.mark.timeout(300)
+def test_records_of_several_bases_come_after_their_last_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A record in the working tree would make the next base's code a modified one."""
+    options = ("base=[a,b]", "seeds=0", "variants=slow", f"record={tmp_path / 'record.json'}")
+    said = ablate(tmp_path, capsys, *options).splitlines()
+    kept = {base: tmp_path / f"record-{base}.json" for base in ("a", "b")}
+    assert said[-2:] == [f"record: {path}" for path in kept.values()]
+    for base, path in kept.items():
+        record = read_record(path)
+        assert record["base"] == base and len(record["results"]) == 2
+    assert all(path.stat().st_mtime_ns > max(results_in(tmp_path).values()) for path in kept.values())
+
+
+def test_nothing_runs_where_a_variant_changes_two_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = {"keys": [*SMALL, "method=geta"], "seeds": [0], "scale": "smoke"}
+    variants = {"no cool-down": {"method.without": "cooldown"}, "adamw": {"optimizer": "adamw"}}
+    file = file_of(tmp_path, variants, bases={"one": base})
+    assert main([file, f"output={tmp_path / 'runs'}", f"record={tmp_path / 'record.json'}"]) == 2
+    said = capsys.readouterr().err
+    assert "'adamw' must differ from the base in exactly one resolved key" in said and "optimizer.lr" in said
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "record.json").exists()

@@ -81,9 +81,7 @@ def _repeat_labels(ctx: Dependencies, node: fx.Node) -> Value:
     The latter holds where nothing else of the value is labelled: a mask that is the same for every head.
     """
     moved = cast(Layers, _move(node, ctx.layers(node.args[0])))
-    if all(map(ctx.space.is_made, moved)):
-        return tidy((*moved, *ctx.space.made_layers(shape_of(node), repeated_dims(node))))
-    return moved
+    return moved or ctx.space.made_layers(shape_of(node), repeated_dims(node))
 
 
 def repeated_dims(node: fx.Node) -> list[int]:
