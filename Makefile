@@ -46,7 +46,7 @@ lint: $(DEV) ## ruff (rules and format) and mypy --strict
 	$(BIN)/mypy || status=1; \
 	exit $$status
 
-bench: $(DEV) ## step times, memory and capture times, each beside its bound
+bench: $(DEV) ## step times, memory, capture times and the cost of studies, each beside its bound
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 ui: $(RUN) ## open the MLflow UI on the runs of this directory

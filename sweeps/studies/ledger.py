@@ -162,14 +162,16 @@ class Ledger:
     ) -> None:
         """Write down how a trial ended; one that has ended stays as it is."""
         import optuna
+        from optuna.exceptions import UpdateFinishedTrialError
 
         states = optuna.trial.TrialState
         ended = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[state]
 
         def write() -> None:
-            if self._storage.get_trial(trial).state.is_finished():
+            try:
+                self._storage.set_trial_user_attr(trial, RESULT, dict(about))
+            except UpdateFinishedTrialError:
                 return
-            self._storage.set_trial_user_attr(trial, RESULT, dict(about))
             if constraints:
                 live = optuna.trial.Trial(self._constraining, trial)
                 for name, value in constraints.items():

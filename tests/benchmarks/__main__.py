@@ -22,6 +22,7 @@ from tests.benchmarks.capture import capture_rows
 from tests.benchmarks.clock import Clock
 from tests.benchmarks.memory import memory_rows
 from tests.benchmarks.nets import NETS, Net, Trainee, compression
+from tests.benchmarks.studies import study_rows
 
 HEADINGS = ("net", "what", "median (quartiles)", "bound", "", "released code", "detail")
 WIDTHS = (12, 46, 22, 6, 12, 22, 0)
@@ -97,6 +98,7 @@ def _sections(
         yield f"{net.title}; {count} rounds", partial(net_rows, net, device, count)
     yield "capture and groups", capture_rows
     yield "start-up and tracking", lambda: _command_rows(device)
+    yield "studies", study_rows
 
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -106,7 +108,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; with 1, CPU time is measured")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path, help="write the record here")
-    parser.add_argument("--nets-only", action="store_true", help="leave out capture, start-up and tracking")
+    parser.add_argument("--nets-only", action="store_true", help="leave out capture, start-up, tracking and studies")
     arguments = parser.parse_args(given)
     arguments.nets = [] if arguments.nets == "none" else arguments.nets.split(",")
     unknown = [name for name in arguments.nets if name not in NETS]

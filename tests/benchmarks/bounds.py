@@ -40,6 +40,8 @@ ANY: Mapping[tuple[str, str], float] = {
     ("start/local", "digits"): 5.0,
     ("start/ray", "digits"): 30.0,
     ("tracking", "*"): 0.01,
+    ("study", "1,000 trials"): 0.05,
+    ("study", "10,000 trials"): 0.1,
 }
 RELEASED: Mapping[tuple[str, str], str] = {
     **{(f"qasso/{stage}", "*"): "not separable" for stage in STAGES},

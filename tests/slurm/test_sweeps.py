@@ -11,7 +11,8 @@ from orchestration.launchers import scheduler
 from sweeps.cli_sweep import main
 from sweeps.studies.study import Study
 from tests.slurm.jobs import LAUNCHER, until
-from tests.sweeps.killing import SHORT, Coordinator
+from tests.sweeps.forty import forty_runs_and_twenty_one_kills
+from tests.sweeps.killing import SHORT, Coordinator, job_workers
 
 pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(900)]
 SWEEP = ("sweep.methods=[dense]", "sweep.trials=3", "sweep.parallel=2", "sweep.synchronous=true")
@@ -63,3 +64,31 @@ def test_the_coordinator_is_a_job_of_its_own(tmp_path: Path, capsys: pytest.Capt
     assert [trial.state for trial in Study.open(folder).trials()] == ["complete"] * 2
     record = json.loads(next(folder.glob("*/launcher/job.json")).read_text())
     assert record["job"] != number
+
+
+DOOMED = """\
+import os
+
+def build():
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.long
+def test_a_run_that_keeps_dying_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job dies without a word; after sweep.requeues further starts the run has failed."""
+    (tmp_path / "doomed.py").write_text(DOOMED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    values = ["task=digits", "model=doomed:build", "run.steps=10", "run.threads=1", "tracker=jsonl", *LAUNCHER]
+    study = Study("doomed", values, methods=["dense"], trials=1, output=str(tmp_path / "study"))
+    (trial,) = study.run(quiet=True)
+    assert (trial.state, trial.about["attempts"]) == ("failed", 2)
+    assert trial.about["reason"] == "its process died without a word, 2 times"
+
+
+@pytest.mark.long
+@pytest.mark.needs("postgresql")
+@pytest.mark.timeout(3600)
+def test_forty_jobs_and_twenty_one_kills() -> None:
+    forty_runs_and_twenty_one_kills(LAUNCHER, job_workers, parallel=4)

@@ -69,24 +69,41 @@ class Coordinator:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        for pid, _ in workers(self.folder).values():
+        for pid in {*workers(self.folder).values(), *job_workers(self.folder).values()}:
             os.kill(pid, signal.SIGKILL)
 
 
-def workers(folder: Path) -> dict[Attempt, tuple[int, float]]:
-    """Return the attempts whose processes live here: pid and time of the claim."""
+Workers = Callable[[Path], dict[Attempt, int]]
+"""Finds the attempts of a study whose processes live here, with their pids."""
+
+
+def workers(folder: Path) -> dict[Attempt, int]:
+    """Return the attempts whose processes live here, by their claims."""
     found = {}
     for path in (folder / ".attempts").glob("*.claim"):
         claim = json.loads(path.read_text())
         if "pid" in claim and process_lives(int(claim["pid"]), float(claim["time"])):
             slot, _, number = path.stem.partition("-")
-            found[Attempt(int(slot), int(number))] = (int(claim["pid"]), float(claim["time"]))
+            found[Attempt(int(slot), int(number))] = int(claim["pid"])
     return found
 
 
-def kill_worker(folder: Path, spared: set[int], chance: random.Random) -> int | None:
+def job_workers(folder: Path) -> dict[Attempt, int]:
+    """Return the attempts whose batch jobs run in processes of this machine, by the locks of their runs."""
+    found = {}
+    for slot, number in Attempts(folder).last().items():
+        for lock in folder.glob(f"{slot:05d}-*/launcher/.lock"):
+            text = lock.read_text()
+            owner = json.loads(text) if text.strip() else {}
+            runs = "pid" in owner and process_lives(int(owner["pid"]), float(owner["time"]))
+            if runs and (lock.parent / "worker-0.log").exists():
+                found[Attempt(slot, number)] = int(owner["pid"])
+    return found
+
+
+def kill_worker(folder: Path, spared: set[int], chance: random.Random, find: Workers) -> int | None:
     """Kill the process of a run that was not killed before; returns its slot."""
-    doomed = [(attempt, pid) for attempt, (pid, _) in workers(folder).items() if attempt.slot not in spared]
+    doomed = [(attempt, pid) for attempt, pid in find(folder).items() if attempt.slot not in spared]
     if not doomed:
         return None
     attempt, pid = chance.choice(sorted(doomed))
@@ -97,10 +114,12 @@ def kill_worker(folder: Path, spared: set[int], chance: random.Random) -> int | 
     return attempt.slot if Attempts(folder).end(attempt) is None else None
 
 
-def kill_some_worker(folder: Path, spared: set[int], chance: random.Random, why: Callable[[], str]) -> int:
+def kill_some_worker(
+    folder: Path, spared: set[int], chance: random.Random, why: Callable[[], str], find: Workers
+) -> int:
     """Wait for a worker that was not killed before, and kill it; returns its slot."""
     end = time.monotonic() + 300
-    while (slot := kill_worker(folder, spared, chance)) is None:
+    while (slot := kill_worker(folder, spared, chance, find)) is None:
         assert time.monotonic() < end, why()
         time.sleep(0.1)
     return slot

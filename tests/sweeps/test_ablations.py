@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from geta_core.errors import ConfigError
 from sweeps import Ablation
 from sweeps.ablations.cli import main
 from sweeps.ablations.spec import known, read
-from sweeps.records import read_record
+from sweeps.pages import table_of
+from sweeps.records import read_record, results_of
 from tests.orchestration.small import SMALL
 from tests.sweeps.made import cells
 
@@ -104,6 +106,53 @@ def ablate(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) ->
 def results_in(folder: Path) -> dict[Path, int]:
     """Return the results of complete runs, with the times at which they were written."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+
+
+@pytest.mark.timeout(300)
+def test_one_command_gives_table_figures_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = {"keys": [*SMALL, "method=geta"], "seeds": [0, 1], "scale": "smoke"}
+    file = file_of(tmp_path, {"no cool-down": {"method.without": "cooldown"}}, bases={"one": base})
+    record = tmp_path / "record.json"
+    assert main([file, f"output={tmp_path / 'runs'}", f"record={record}", "--markdown"]) == 0
+    said = capsys.readouterr().out
+    place = tmp_path / "runs" / "ablations" / "own" / "one"
+    assert {each.name for each in (place / "figures").iterdir()} == {
+        "differences.png", "layers.png", "stages.png", "trade_off.png",
+    }  # fmt: skip
+    # The variant lacks the stage that it says it leaves out, and removes as much.
+    assert stages_of(place / "base-s0") == ["warmup", "projection", "joint", "cooldown"]
+    assert stages_of(place / "no_cool-down-s0") == ["warmup", "projection", "joint"]
+    kept = results_of(read_record(record))
+    assert {cell: list(own) for cell, own in kept.items()} == {"base": [0, 1], "no cool-down": [0, 1]}
+    assert len({each.group_sparsity for own in kept.values() for each in own.values()}) == 1
+    # The printed difference is that of the recorded accuracies.
+    full, less = (sum(each.accuracy for each in own.values()) / 2 for own in kept.values())
+    (line,) = [line for line in said.splitlines() if line.startswith("| no cool-down")]
+    assert f" {100 * (less - full):+.2f} [" in line
+    # The record alone gives the table again.
+    body = "\n".join(line for line in said.splitlines() if line.startswith("|"))
+    record.write_text(json.dumps({**read_record(record), "name": file}))
+    assert body in table_of(record)
+
+
+def stages_of(run: Path) -> list[str]:
+    """Return the stages that a run's journal says are over."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["stage"] for line in lines if line["kind"] == "stage"]
+
+
+@pytest.mark.timeout(300)
+def test_a_part_goes_on_and_what_is_complete_is_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "one pair of seeds: no difference" in ablate(tmp_path, capsys, "base=a", "seeds=0", "variants=slow")
+    before = results_in(tmp_path)
+    assert len(before) == 2
+    assert "not run yet: fast" in ablate(tmp_path, capsys, "base=a", "--show")
+    assert results_in(tmp_path) == before
+    ablate(tmp_path, capsys, "base=a", "seeds=0")
+    after = results_in(tmp_path)
+    assert len(after) == 3 and before.items() <= after.items()
 
 
 @pytest.mark.timeout(300)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sweeps.studies.attempts import Attempt
+from sweeps.studies.attempts import Attempt, Attempts
+from sweeps.studies.definition import Definition
 
 
 class Pool(Protocol):
@@ -33,6 +34,23 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Leave; attempts that run go on where the pool can do without this process."""
+
+
+class StudyPool:
+    """What pools share: attempts are started from files, and stopped by word that their workers find.
+
+    Args:
+        definition: of the study.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        self._definition = definition
+        self._attempts = Attempts(definition.folder)
+
+    def stop(self, attempts: Sequence[Attempt], why: str) -> None:
+        """Leave word for the workers."""
+        for attempt in attempts:
+            self._attempts.ask_to_stop(attempt, why)
 
 
 def worker_command(folder: Path, attempt: Attempt, parent: int | None = None) -> list[str]:

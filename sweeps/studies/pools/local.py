@@ -6,12 +6,12 @@ import os
 import subprocess
 from collections.abc import Sequence
 
-from sweeps.studies.attempts import Attempt, Attempts
+from sweeps.studies.attempts import Attempt
 from sweeps.studies.definition import Definition
-from sweeps.studies.pools.base import log_of, worker_command, worker_environment
+from sweeps.studies.pools.base import StudyPool, log_of, worker_command, worker_environment
 
 
-class LocalPool:
+class LocalPool(StudyPool):
     """Processes.
 
     Args:
@@ -19,8 +19,7 @@ class LocalPool:
     """
 
     def __init__(self, definition: Definition) -> None:
-        self._folder = definition.folder
-        self._attempts = Attempts(definition.folder)
+        super().__init__(definition)
         self._started: dict[Attempt, subprocess.Popen[bytes]] = {}
 
     def start(self, attempts: Sequence[Attempt]) -> None:
@@ -29,7 +28,7 @@ class LocalPool:
             spec = self._attempts.spec(attempt)
             with log_of(spec).open("ab") as log:
                 self._started[attempt] = subprocess.Popen(
-                    worker_command(self._folder, attempt),
+                    worker_command(self._definition.folder, attempt),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -50,11 +49,6 @@ class LocalPool:
             elif not self._attempts.lives(attempt):
                 found.append(attempt)
         return found
-
-    def stop(self, attempts: Sequence[Attempt], why: str) -> None:
-        """Leave word for the workers."""
-        for attempt in attempts:
-            self._attempts.ask_to_stop(attempt, why)
 
     def close(self) -> None:
         """Collect the processes that have ended; the others go on."""

@@ -20,8 +20,9 @@ from baselines.schema import plain
 from geta_core.errors import GetaError
 from orchestration.files import write_json, write_text
 from orchestration.owner import alive
-from sweeps.studies.attempts import Attempt, Attempts
+from sweeps.studies.attempts import Attempt
 from sweeps.studies.definition import Definition
+from sweeps.studies.pools.base import StudyPool
 
 FOLDER, SETTINGS, STOP, LOG = ".ray", "settings.json", "stop", "server.log"
 TRIES = 3
@@ -32,7 +33,7 @@ UP = "up"
 """File that says which server's Ray is up."""
 
 
-class RayPool:
+class RayPool(StudyPool):
     """Tasks of a Ray cluster.
 
     Args:
@@ -40,8 +41,7 @@ class RayPool:
     """
 
     def __init__(self, definition: Definition) -> None:
-        self._definition = definition
-        self._attempts = Attempts(definition.folder)
+        super().__init__(definition)
         self._folder = definition.folder / FOLDER
         self._server: subprocess.Popen[bytes] | None = None
         self._starts = 0
@@ -57,11 +57,6 @@ class RayPool:
         """Return those whose task is over."""
         self._tend()
         return [attempt for attempt in attempts if not self._mark(attempt).exists()]
-
-    def stop(self, attempts: Sequence[Attempt], why: str) -> None:
-        """Leave word for the workers."""
-        for attempt in attempts:
-            self._attempts.ask_to_stop(attempt, why)
 
     def close(self) -> None:
         """Let the server end Ray once no task is left."""

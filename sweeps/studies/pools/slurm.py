@@ -24,8 +24,9 @@ from orchestration.result import RunResult
 from orchestration.rundir import RunDirectory
 from orchestration.signals import StoppedError
 from orchestration.standing import Standing, standings
-from sweeps.studies.attempts import Attempt, Attempts, End
+from sweeps.studies.attempts import Attempt, End
 from sweeps.studies.definition import Definition
+from sweeps.studies.pools.base import StudyPool
 from sweeps.studies.worker import ended
 
 ASK_EVERY = 3.0
@@ -36,7 +37,7 @@ ARRAY = "array.json"
 """In the launcher's folder: the position of a run in what was submitted together."""
 
 
-class SlurmPool:
+class SlurmPool(StudyPool):
     """Batch jobs.
 
     Args:
@@ -44,8 +45,7 @@ class SlurmPool:
     """
 
     def __init__(self, definition: Definition) -> None:
-        self._definition = definition
-        self._attempts = Attempts(definition.folder)
+        super().__init__(definition)
         self._asked = float("-inf")
         self._silent: dict[Attempt, float] = {}
 
@@ -76,6 +76,8 @@ class SlurmPool:
             elif time.monotonic() - self._silent.setdefault(attempt, time.monotonic()) >= SETTLES:
                 end = self._end(places[attempt], standing, attempt)
                 if end is None:
+                    if standing.job:  # no process claims an attempt here: that Slurm had it counts as one
+                        self._attempts.claim(attempt)
                     gone.append(attempt)
                 else:
                     self._attempts.publish(attempt, end)
@@ -85,8 +87,7 @@ class SlurmPool:
         """Cancel the jobs of hopeless runs; those of a study that is stopped belong to Slurm, and go on."""
         if not why:
             return
-        for attempt in attempts:
-            self._attempts.ask_to_stop(attempt, why)
+        super().stop(attempts, why)
         places = [self._place(attempt) for attempt in attempts]
         for place in places:
             LaunchFolder(place).ask_to_stop(15)
