@@ -21,12 +21,12 @@ class Faulty(nn.Module):
         super().__init__()
         self.fault = fault
         self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+        self.norm, self.widen, self.head = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 3)
         if fault == "parametrized":
             nn.utils.parametrizations.weight_norm(self.head)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.encoder(x))
+        x = self.widen(self.norm(self.encoder(x)))  # the operation meets channels that could be removed
         if self.fault == "unknown op":
             x = torch.renorm(x, 2, 0, 9.0)
         if self.fault == "branch on data" and x.sum() > 0:
