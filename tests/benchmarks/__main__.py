@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from geta_core.quantize.kernels import compiler_available
-from orchestration.records import environment
 from tests.benchmarks import command, steps
 from tests.benchmarks.bounds import STAGES, Row, row
 from tests.benchmarks.capture import capture_rows
 from tests.benchmarks.clock import Clock
 from tests.benchmarks.memory import memory_rows
 from tests.benchmarks.nets import NETS, Net, Trainee, compression
+from tests.benchmarks.origin import origin
 from tests.benchmarks.studies import study_rows
 
 HEADINGS = ("net", "what", "median (quartiles)", "bound", "", "released code", "detail")
@@ -123,7 +123,7 @@ def main(given: Sequence[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    about = environment(name)
+    about = origin(name)
     started = time.perf_counter()
     kind = Clock(device).kind
     print(f"torch {torch.__version__}, {name}, {arguments.threads} threads of {os.cpu_count()}, {kind} time")

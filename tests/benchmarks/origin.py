@@ -8,6 +8,10 @@ from typing import Any
 from orchestration.records import environment
 
 
-def origin() -> dict[str, Any]:
-    """Command, commit, versions and threads of this process on the CPU; the name of the machine left out."""
-    return {**environment("cpu"), "platform": f"{platform.system()} {platform.machine()}"}
+def origin(device: str = "cpu") -> dict[str, Any]:
+    """Command, commit, versions and threads of this process; the name of the machine left out.
+
+    Args:
+        device: what the numbers were measured on.
+    """
+    return {**environment(device), "platform": f"{platform.system()} {platform.machine()}"}

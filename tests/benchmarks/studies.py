@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration.records import environment
 from tests.benchmarks.bounds import Row, bound_of, row
 from tests.benchmarks.clock import Spread
+from tests.benchmarks.origin import origin
 from tests.sweeps.noop import coordinate, make
 
 
@@ -76,7 +76,7 @@ def main(given: Sequence[str] | None = None) -> int:
                 flush=True,
             )
     if arguments.json:
-        record = {"environment": environment("cpu"), "rows": rows}
+        record = {"environment": origin(), "rows": rows}
         arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 1 if missed else 0
 
