@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import geta_core as geta
 from geta_core.graph import ExampleInputs, GroupGraph
 from geta_core.graph.capture import exported, read
-from orchestration.records import environment
 from tests.benchmarks.clock import Clock
+from tests.benchmarks.origin import origin
 
 DEPTHS = (10, 30, 100, 300, 1000)
 DOCS = Path(__file__).parents[2] / "docs"
@@ -111,7 +111,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
 def record(points: Sequence[Point], path: Path) -> None:
     """Write what was measured, where and with what."""
     exponents = {part: round(exponent(points[1:], part), 3) for part in PARTS}
-    found = {"points": [asdict(point) for point in points], "exponents": exponents, "environment": environment("cpu")}
+    found = {"points": [asdict(point) for point in points], "exponents": exponents, "environment": origin()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
 
