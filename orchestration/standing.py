@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from geta_core.errors import GetaError
+from orchestration.files import read_object
 from orchestration.launchers import scheduler
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.requeue import saved_step
@@ -68,13 +69,13 @@ def standings(directories: Iterable[Path]) -> list[Standing]:
 
 def job_of(place: RunDirectory) -> str:
     """Return the number of a run's last Slurm job, or nothing."""
-    return str(_json(LaunchFolder(place).path / RECORD).get("job", ""))
+    return str(read_object(LaunchFolder(place).path / RECORD).get("job", ""))
 
 
 def log_files(place: RunDirectory) -> list[Path]:
     """Return the logs of a run: the leading worker's, or, if it never came to that, those of what should start it."""
     folder, number = LaunchFolder(place), job_of(place)
-    shared = _json(folder.path / SPEC).get("shared")
+    shared = read_object(folder.path / SPEC).get("shared")
     of_job = sorted(Path(shared).glob(f"slurm/{number}_*log.*")) if shared and number else []
     own = folder.log("worker-0")
     return [own] if own.is_file() else [path for path in (*of_job, folder.log("driver")) if path.is_file()]
@@ -94,8 +95,9 @@ def _standing(place: RunDirectory, number: str, known: Mapping[str, scheduler.Jo
     folder = LaunchFolder(place)
     job = known.get(number)
     if job is not None and (job.waits or job.runs):
-        starts = len(_json(folder.attempts).get("attempts", []))
-        again = [f"started again {starts} times"] if starts and _json(folder.attempts).get("launch") == number else []
+        attempts = read_object(folder.attempts)
+        starts = len(attempts.get("attempts", [])) if attempts.get("launch") == number else 0
+        again = [f"started again {starts} times"] if starts else []
         about = f"waits ({job.reason})" if job.waits else f"on {job.nodes} for {job.elapsed}"
         state: State = "waiting" if job.waits else "running"
         return Standing(place.path, state, number, step, accuracy, ", ".join([about, *again]))
@@ -129,11 +131,3 @@ def _accuracy(place: RunDirectory) -> float | None:
         return None
     measured = [each for each in found if each is not None]
     return float(measured[-1]) if measured else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -9,7 +9,6 @@ environment alone (``slurm_settings.TOKEN``); what the tasks tell each other lie
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 from geta_core.errors import GetaError
 from orchestration.config import Config, LauncherSettings
-from orchestration.files import write_json
+from orchestration.files import read_object, write_json
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.processes import kill_marked, private_folder
 from orchestration.launchers.ray import Launch, ray_environment
@@ -195,7 +194,7 @@ class Head:
         if self.process.poll() is not None:
             raise ClusterLostError(f"Ray's head ended with code {self.process.returncode}: {_last_line(self.folder)}")
         for path in self.folder.path.glob(LOST.format("*")):
-            raise ClusterLostError(f"Ray ended on the node {_json(path).get('node', '?')}")
+            raise ClusterLostError(f"Ray ended on the node {read_object(path).get('node', '?')}")
 
     def await_up(self, stop: StopRequest) -> None:
         """Wait until the head answers.
@@ -286,7 +285,7 @@ def _await_cluster(folder: LaunchFolder) -> dict[str, Any]:
 
 
 def _cluster(folder: LaunchFolder) -> dict[str, Any]:
-    return _json(folder.path / CLUSTER)
+    return read_object(folder.path / CLUSTER)
 
 
 def _this_start() -> dict[str, Any]:
@@ -300,11 +299,3 @@ def _log(folder: LaunchFolder) -> Path:
 def _last_line(folder: LaunchFolder) -> str:
     lines = _log(folder).read_text(errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[:300]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

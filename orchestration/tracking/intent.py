@@ -7,7 +7,6 @@ journal any process can bring the copy up to date at any time.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from orchestration.files import write_json
+from orchestration.files import read_object, write_json
 from orchestration.owner import alive
 from orchestration.tracking.base import Status, TrackerSettings
 from orchestration.tracking.store import store_beside
@@ -49,7 +48,7 @@ class Intent:
     @classmethod
     def read(cls, folder: Path) -> Intent | None:
         """Return what a run directory says; None where it says nothing (whole)."""
-        values = _read(folder / INTENT)
+        values = read_object(folder / INTENT)
         try:
             found = cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
         except TypeError:
@@ -90,7 +89,7 @@ def wanted_status(folder: Path, intent: Intent) -> Status | None:
 
 def receipt(folder: Path) -> dict[str, Any]:
     """Return what was last confirmed: run_id, store, status."""
-    return _read(folder / RECEIPT)
+    return read_object(folder / RECEIPT)
 
 
 def is_settled(folder: Path, intent: Intent) -> bool:
@@ -102,11 +101,3 @@ def is_settled(folder: Path, intent: Intent) -> bool:
         intent.token,
         status,
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -6,16 +6,14 @@ and Slurm says whether it goes on. It outlives the coordinator.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from geta_core.errors import ArtifactError, GetaError
 from orchestration.config import Config
-from orchestration.files import write_json
+from orchestration.files import read_object, write_json
 from orchestration.launchers import scheduler
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.slurm import submit_many
@@ -128,7 +126,7 @@ class SlurmPool(StudyPool):
         folder = LaunchFolder(place).path
         if (folder / RECORD).is_file() or place.result.is_file():
             return
-        spec, array = _json(folder / SPEC), _json(folder / ARRAY)
+        spec, array = read_object(folder / SPEC), read_object(folder / ARRAY)
         shared = spec.get("shared")
         if not shared or not array:
             return
@@ -147,11 +145,3 @@ def _queue() -> list[tuple[str, str]]:
     )  # fmt: skip
     pairs = [line.partition("|") for line in done.stdout.splitlines()]
     return [(number, command.split()[0]) for number, _, command in pairs if command.strip()]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
