@@ -21,6 +21,8 @@ from geta_core.slim.cut import Keep
 from geta_core.slim.modes import REPLACED
 
 aten = torch.ops.aten
+LAST = torch.iinfo(torch.int64).max
+"""End of a slice that leaves nothing out at the end, as torch.export writes it."""
 
 
 def rewrite(module: fx.GraphModule, captured: Capture, keep: Keep) -> None:
@@ -214,6 +216,8 @@ def _slice(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
         return
     alive = (~gone).long().cumsum(0)
     new = [int(alive[bound - 1]) if bound else 0 for bound in (start, end)]
+    if end == size:  # the size of a dimension that heads share with the batch is that of the example
+        new[1] = LAST
     twin.args, twin.kwargs = (twin.args[0], dim, *new), {}
 
 

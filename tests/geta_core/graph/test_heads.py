@@ -70,12 +70,21 @@ def no_class_token(net: Any, x: Tensor) -> Tensor:
     return joined(net, torch.cat([q[:, :, :0], 2 * q[:, :, 0:]], 2) @ k.mT, v)
 
 
+def in_the_batch(net: Any, x: Tensor) -> Tensor:
+    """Heads that share a dimension with the batch, of which a slice takes all."""
+    q, k, v = net.qkv(x).transpose(1, 2).chunk(3, 1)
+    q, k, v = (each.reshape(x.shape[0] * 3, 4, -1) for each in (q, k, v))
+    scores = (q.mT @ k).reshape(-1, 7, 7)[:, :7, 0:].reshape(-1, 7, 7)
+    return net.proj((v @ scores.softmax(-1).mT).reshape(x.shape[0], -1, 7).transpose(1, 2))
+
+
 BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "table before": before,
     "table after": after,
     "table and norm": normalized,
     "empty part of a head": rotated_whole,
     "empty row of tokens": no_class_token,
+    "heads in the batch": in_the_batch,
 }
 
 
