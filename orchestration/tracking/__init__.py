@@ -24,6 +24,8 @@ def open_trackers(config: Config, folder: Path) -> list[Tracker]:
     from orchestration.tracking.mlflow import MlflowTracker
 
     name = f"{config.method.name}-{config.model.name}-{config.task.name}-s{config.run.seed}"
+    if config.tracker.cell:  # the pages cut long names off, and the cell above says the rest
+        name = f"seed {config.run.seed}"
     return [MlflowTracker(config.tracker, name, folder)]
 
 
