@@ -21,6 +21,9 @@ from sweeps.statistics import Mean, paired_differences, resolution
 
 BLOCK = re.compile(r"(?P<start><!-- records: (?P<file>\S+) -->\n)(?P<body>.*?)(?P<end><!-- end of records -->)", re.S)
 Results = Mapping[str, Mapping[int, RunResult]]
+LAUNCHERS = "study under several launchers"
+"""Kind of the record that ``tests.sweeps.launchers`` writes."""
+STUDY_NUMBERS = ("test/accuracy", "group_sparsity", "weight_bits", "activation_bits", "bytes")
 
 
 def rewritten(text: str, root: Path) -> str:
@@ -48,6 +51,8 @@ def table_of(path: Path) -> str:
 def sheet_of(record: Mapping[str, Any]) -> Sheet | None:
     """Return a record as a table; None where it holds a single run."""
     kind = record.get("kind", "comparison" if "results" in record else None)
+    if kind == LAUNCHERS:
+        return launchers_sheet(record)
     results = results_of(record)
     if kind == "ablation":
         from sweeps.ablations import Ablation
@@ -58,6 +63,27 @@ def sheet_of(record: Mapping[str, Any]) -> Sheet | None:
 
         return Table.load(record["name"], record["scale"]).sheet(results)
     return comparison_sheet(record, results) if kind == "comparison" else None
+
+
+def launchers_sheet(record: Mapping[str, Any]) -> Sheet:
+    """Return the settings of a study, whose trials several launchers ran: means over the seeds."""
+    cells: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for trial in record["trials"]:
+        cells.setdefault((trial["method"], trial["setting"]), []).append(trial)
+    columns = ["method", "setting", "seeds", "val %", "test %", "groups removed %", "weight / input bits"]
+    columns += ["rel. BOPs %", "bytes"]
+    rows = []
+    for (method, setting), own in sorted(cells.items()):
+        done = [each for each in own if each["state"] == "complete"]
+        mean = {key: Mean.of([each[key] for each in done]).mean for key in STUDY_NUMBERS}
+        val, bops = (Mean.of([100 * each["values"][place] for each in done]).mean for place in (0, 1))
+        row = [method, str(setting), f"{len(done)} of {len(own)}", f"{val:.2f}", f"{100 * mean['test/accuracy']:.2f}"]
+        row += [f"{100 * mean['group_sparsity']:.1f}", f"{mean['weight_bits']:.2f} / {mean['activation_bits']:.2f}"]
+        rows.append([*row, f"{bops:.2f}", f"{mean['bytes']:,.0f}"])
+    complete = sum(trial["state"] == "complete" for trial in record["trials"])
+    title = f"{len(record['trials'])} trials, {complete} complete, under {', '.join(record['launchers'])}"
+    notes = [f"numbers that differ between the launchers: {record['differences']}"]
+    return Sheet(title, columns, rows, notes)
 
 
 def comparison_sheet(record: Mapping[str, Any], results: Results) -> Sheet:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestration.cli_services import main as services
-from orchestration.records import environment
+from tests.benchmarks.origin import origin
 from tests.kills.trials import (
     DISK,
     KINDS,
@@ -90,7 +90,7 @@ def main(given: Sequence[str] | None = None) -> int:
     sys.stdout.write(table(found) + "\n")
     if arguments.record is not None:
         record = {
-            "environment": environment("cpu"),
+            "environment": origin("cpu"),
             "seconds": round(time.monotonic() - began, 1),
             "trials": [asdict(trial) for trial in found],
         }

@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from orchestration.console import write
 from orchestration.files import write_text
-from orchestration.records import environment
+from sweeps.pages import LAUNCHERS
 from sweeps.studies.study import Study, StudyTrial
+from tests.benchmarks.origin import origin
 
 SAME = ("test/accuracy", "weight_bits", "activation_bits", "group_sparsity", "bytes")
 """Numbers beside the objectives that must be equal too."""
@@ -41,12 +44,14 @@ def differences(studies: Mapping[str, Sequence[StudyTrial]]) -> list[str]:
     return found
 
 
-def about(trials: Sequence[StudyTrial]) -> dict[str, Any]:
+def about(folder: str, trials: Sequence[StudyTrial]) -> dict[str, Any]:
     """Return where a study came from, and what its runs took."""
     results = [trial.result for trial in trials if trial.state == "complete"]
     jobs = sorted({each.environment["slurm"]["job"] for each in results if each.environment.get("slurm")})
+    given = yaml.safe_load((Path(folder) / "study.yaml").read_text(encoding="utf-8"))
     return {
-        "command": results[0].environment["command"],
+        "study": given["study"],
+        "values": given["values"],
         "commits": sorted({each.environment["code"]["commit"] for each in results}),
         "modified": any(each.environment["code"]["modified"] for each in results),
         "training_seconds": round(sum(each.seconds["train"] for each in results), 1),
@@ -71,9 +76,9 @@ def main(given: Sequence[str] | None = None) -> int:
     write(f"{len(rows)} trials, {complete} complete, under {', '.join(studies)}: {len(faults)} differences")
     if arguments.json:
         record = {
-            "kind": "study under several launchers",
-            "environment": environment("cpu"),
-            "launchers": {name: about(trials) for name, trials in studies.items()},
+            "kind": LAUNCHERS,
+            "environment": origin("cpu"),
+            "launchers": {name: about(folders[name], trials) for name, trials in studies.items()},
             "differences": len(faults),
             "trials": rows,
         }

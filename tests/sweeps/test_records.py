@@ -12,7 +12,7 @@ import pytest
 
 from sweeps.cli_records import main
 from sweeps.grid import Found
-from sweeps.pages import rewritten
+from sweeps.pages import launchers_sheet, rewritten
 from sweeps.records import check_records, faults_of, run_record, save_record
 from tests.sweeps.made import config, result
 
@@ -116,3 +116,23 @@ def test_pages_are_rewritten_from_records(tmp_path: Path, capsys: pytest.Capture
     path.unlink()
     assert main([f"root={tmp_path}"]) == 2
     assert main([str(tmp_path / "nowhere")]) == 2
+
+
+def test_a_study_under_several_launchers_is_shown_by_its_settings() -> None:
+    numbers = {"weight_bits": 4.0, "activation_bits": 8.0, "group_sparsity": 0.5, "bytes": 100.0}
+    trials = [
+        {"method": method, "setting": setting, "seed": seed, "state": state, "values": [accuracy, 0.02], **numbers}
+        | {"test/accuracy": accuracy - 0.25}
+        for method, setting, seed, accuracy, state in (
+            ("geta", 1, 0, 0.5, "complete"), ("geta", 0, 0, 0.75, "complete"), ("geta", 0, 1, 1.0, "complete"),
+            ("djpq", 0, 0, 0.5, "complete"), ("djpq", 0, 1, 0.0, "failed"),
+        )
+    ]  # fmt: skip
+    sheet = launchers_sheet({"trials": trials, "launchers": {"local": {}, "ray": {}}, "differences": 0})
+    assert sheet.title == "5 trials, 4 complete, under local, ray"
+    assert [row[:5] for row in sheet.rows] == [
+        ["djpq", "0", "1 of 2", "50.00", "25.00"],
+        ["geta", "0", "2 of 2", "87.50", "62.50"],
+        ["geta", "1", "1 of 1", "50.00", "25.00"],
+    ]
+    assert sheet.rows[0][5:] == ["50.0", "4.00 / 8.00", "2.00", "100"]
