@@ -17,7 +17,19 @@ from torch import Tensor, fx
 
 from geta_core.errors import GetaError
 from geta_core.graph.capture import Capture, where
-from geta_core.graph.labels import Layers, Operand, Space, from_letters, tidy, to_letters, varying
+from geta_core.graph.labels import (
+    Layers,
+    Operand,
+    Space,
+    facing,
+    from_letters,
+    is_whole,
+    narrowed,
+    outermost,
+    tidy,
+    to_letters,
+    varying,
+)
 from geta_core.graph.rules.base import Value, is_factory, lookup, rule_for
 
 aten = torch.ops.aten
@@ -77,8 +89,8 @@ class Dependencies:
 
     def __init__(self, capture: Capture, heads: str, prune_normalized: bool) -> None:
         self.capture, self.heads, self.prune_normalized = capture, heads, prune_normalized
-        self.whole: set[fx.Node] = set()
-        """Contractions in which heads stay whole although they share a parameter."""
+        self.whole: set[fx.Node | tuple[fx.Node, frozenset[int]]] = set()
+        """Contractions, and other operations by their letters, in which heads that share a parameter stay whole."""
         self._start()
 
     def _start(self) -> None:
@@ -98,6 +110,8 @@ class Dependencies:
         """The value that a view shows a part or another shape of."""
         self._open: list[tuple[fx.Node, Tensor, Tensor, str]] = []
         """Contractions of blocks by what their rows share: the layer, its narrowed form, and the message of the tie."""
+        self._shared: list[tuple[fx.Node, Tensor, Tensor]] = []
+        """What faces a block element by element, the same for each of its rows: node, block, and the layer of rows."""
 
     def layers(self, value: Any) -> Layers:
         """Layers of an argument; () for numbers and untracked values."""
@@ -132,16 +146,24 @@ class Dependencies:
         while True:
             self._start()
             self._visit_all()
-            whole = self._whole_heads() if self.heads == "head" and self._open else set()
+            whole = self._whole_heads() if self.heads == "head" and (self._open or self._shared) else set()
             if not whole:
                 break
             self.whole |= whole
         for _, layer, narrow, message in self._open:
             self.space.tie(layer, narrow, message)
+        for node, block, shared in self._shared:
+            self._face(node, block, shared)
 
-    def _whole_heads(self) -> set[fx.Node]:
+    def _whole_heads(self) -> set[fx.Node | tuple[fx.Node, frozenset[int]]]:
         _, component = self.space.components()
-        return {node for node, layer, narrow, _ in self._open if _is_whole(component, layer, narrow)}
+        found: set[fx.Node | tuple[fx.Node, frozenset[int]]] = set()
+        found.update(node for node, layer, narrow, _ in self._open if is_whole(component, layer, narrow))
+        for node, block, shared in self._shared:
+            row = narrowed(block, varying(block) - varying(shared))
+            if is_whole(component, block, row):
+                found.add((node, varying(shared)))
+        return found
 
     def _visit_all(self) -> None:
         for node in self.capture.graph.nodes:
@@ -266,16 +288,33 @@ class Dependencies:
             others = {dim for right in (*spread[:i], *spread[i + 1 :]) for layer in right for dim in varying(layer)}
             self._tie_within(left, contracted | others)
             for right in spread[i + 1 :]:
-                for a in left:
-                    for b in right:
-                        if varying(a) & varying(b):
-                            self.tie(node, a, b)
-                            if node not in self.capture.data and not (varying(a) | varying(b)) & contracted:
-                                self.alike.append(_facing(a, b))
+                for a, b in itertools.product(left, right):
+                    if varying(a) & varying(b):
+                        self._meet(node, a, b, contracted)
         self._mark(node, operands, spread, contracted)
         # What faces nothing has to stay: from here on it is like what has no label.
         spread = [[layer for layer in layers if not any(layer is other for other in alone)] for layers in spread]
-        return tidy(from_letters(layer, out) for layer in _outer(spread, contracted))
+        return tidy(from_letters(layer, out) for layer in outermost(spread, contracted))
+
+    def _meet(self, node: fx.Node, a: Tensor, b: Tensor, contracted: frozenset[int]) -> None:
+        """Tie two layers that face each other; what all rows of a block share is left open first.
+
+        Rows that are wholes are not tied to each other by what they share: that stays, and each of them may go.
+        """
+        shared, block = sorted((a, b), key=lambda layer: len(varying(layer)))
+        summed = bool((varying(a) | varying(b)) & contracted)
+        if self.heads != "head" or summed or not varying(shared) < varying(block):
+            self._face(node, a, b, alike=not summed)
+        elif (node, varying(shared)) in self.whole:
+            self.space.tie_across(block, varying(shared), f"shares an index with others, at {where(node)}")
+            self.pin(node, shared, "is shared by several heads")
+        else:
+            self._shared.append((node, block, shared))
+
+    def _face(self, node: fx.Node, a: Tensor, b: Tensor, *, alike: bool = True) -> None:
+        self.tie(node, a, b)
+        if alike and node not in self.capture.data:
+            self.alike.append(facing(a, b))
 
     def _fitted(
         self,
@@ -310,9 +349,7 @@ class Dependencies:
             shared = {letter for letter in outer if sum(size[letter] > 1 for size in sizes) > 1}
             if self.heads == "head" and (shared == outer or node in self.whole):
                 return self.space.tie_across(layer, inner, message)
-            narrow = layer
-            for dim in outer:
-                narrow = narrow.narrow(dim, 0, 1)
+            narrow = narrowed(layer, outer)
             self._open.append((node, layer, narrow, message))
             return narrow
         return layer
@@ -339,7 +376,7 @@ class Dependencies:
         """An index with two labels (two dimensions flattened into one) that meets a third goes with either."""
         for a, b in itertools.combinations(layers, 2):
             if varying(a) & varying(b) & met:
-                self.space.ties.append(_facing(a, b))
+                self.space.ties.append(facing(a, b))
 
     def _mark(
         self, node: fx.Node, operands: Sequence[Operand], spread: list[list[Tensor]], contracted: frozenset[int]
@@ -357,37 +394,3 @@ class Dependencies:
                     self.consumed.append(layer[layer >= 0])
                 elif active:
                     self.passed.append(layer[layer >= 0])
-
-
-def _is_whole(component: Tensor, layer: Tensor, narrow: Tensor) -> bool:
-    """Whether each row of a block is one component, and the rows are several; ``narrow`` is one row."""
-    if bool((layer < 0).any()):
-        return False
-    parts, row = component[layer], component[narrow]
-    inner = [dim for dim in range(layer.dim()) if row.shape[dim] > 1]
-    rows = parts
-    for dim in inner:
-        rows = rows.narrow(dim, 0, 1)
-    return bool((parts == rows).all()) and not bool((rows == rows.flatten()[0]).all())
-
-
-def _facing(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs of ids at the same place, where both have one."""
-    left, right = torch.broadcast_tensors(left, right)
-    both = (left >= 0) & (right >= 0)
-    return left[both], right[both]
-
-
-def _outer(spread: list[list[Tensor]], contracted: frozenset[int]) -> list[Tensor]:
-    """Layers that reach the result: of tied ones the one that varies most stands for all."""
-    candidates = [(i, layer) for i, layers in enumerate(spread) for layer in layers if not varying(layer) & contracted]
-    kept: list[tuple[int, Tensor]] = []
-    for source, layer in sorted(candidates, key=lambda a: -len(varying(a[1]))):
-        for i, (owner, other) in enumerate(kept):
-            # Two labels of one operand need not be tied: both go on.
-            if owner != source and varying(layer) and varying(layer) <= varying(other):
-                kept[i] = owner, torch.where(other >= 0, other, layer)
-                break
-        else:
-            kept.append((source, layer))
-    return [layer for _, layer in kept]

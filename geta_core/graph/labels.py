@@ -195,3 +195,44 @@ def aligned(shapes: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], tup
     """Letters of operands that broadcast against each other from the right, and of their result."""
     rank = max((len(shape) for shape in shapes), default=0)
     return [tuple(range(rank - len(shape), rank)) for shape in shapes], tuple(range(rank))
+
+
+def narrowed(layer: Tensor, dims: frozenset[int]) -> Tensor:
+    """The first index of a layer along some dimensions."""
+    for dim in dims:
+        layer = layer.narrow(dim, 0, 1)
+    return layer
+
+
+def is_whole(component: Tensor, layer: Tensor, narrow: Tensor) -> bool:
+    """Whether each row of a block is one component, and the rows are several; ``narrow`` is one row."""
+    if bool((layer < 0).any()):
+        return False
+    parts, row = component[layer], component[narrow]
+    inner = [dim for dim in range(layer.dim()) if row.shape[dim] > 1]
+    rows = parts
+    for dim in inner:
+        rows = rows.narrow(dim, 0, 1)
+    return bool((parts == rows).all()) and not bool((rows == rows.flatten()[0]).all())
+
+
+def facing(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of ids at the same place, where both have one."""
+    left, right = torch.broadcast_tensors(left, right)
+    both = (left >= 0) & (right >= 0)
+    return left[both], right[both]
+
+
+def outermost(spread: list[list[Tensor]], contracted: frozenset[int]) -> list[Tensor]:
+    """Layers that reach the result: of tied ones the one that varies most stands for all."""
+    candidates = [(i, layer) for i, layers in enumerate(spread) for layer in layers if not varying(layer) & contracted]
+    kept: list[tuple[int, Tensor]] = []
+    for source, layer in sorted(candidates, key=lambda a: -len(varying(a[1]))):
+        for i, (owner, other) in enumerate(kept):
+            # Two labels of one operand need not be tied: both go on.
+            if owner != source and varying(layer) and varying(layer) <= varying(other):
+                kept[i] = owner, torch.where(other >= 0, other, layer)
+                break
+        else:
+            kept.append((source, layer))
+    return [layer for _, layer in kept]

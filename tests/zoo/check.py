@@ -23,6 +23,7 @@ import geta_core.prepared
 from geta_core.graph import GroupGraph
 from geta_core.graph.rules import base
 from tests.zoo.family import Family
+from tests.zoo.inner import inner_dimensions
 
 SHARE = 0.3
 """Share of the prunable groups that are removed."""
@@ -75,6 +76,14 @@ class Verdict:
     """Those of which at least one dimension can be pruned."""
     unreached: dict[str, list[str]] = field(default_factory=dict)
     """The others, with the reasons of all of their dimensions."""
+    inner: int = 0
+    """Heads and widths: dimensions of weights inside repeated blocks that belong to no residual stream (see inner)."""
+    covered: int = 0
+    """Those of which every index can be pruned."""
+    uncovered: dict[str, list[str]] = field(default_factory=dict)
+    """The others, with the reasons."""
+    outer: dict[str, int] = field(default_factory=dict)
+    """Dimensions of those weights that are neither, by what they are."""
     pins: dict[str, int] = field(default_factory=dict)
     """Pinned groups by reason."""
     sites: int = 0
@@ -140,6 +149,7 @@ def _check_kind(family: Family, kind: str, verdict: Verdict) -> None:
         prepared = geta.prepare(model, inputs, config)
     if kind == "float":
         _describe(prepared, verdict)
+        _count_inner(prepared, verdict)
     else:
         verdict.sites, verdict.unquantized = len(prepared.sites), len(prepared.unquantized)
     verdict.stage = f"{kind}: prune"
@@ -224,6 +234,13 @@ def _describe(prepared: geta.Prepared, verdict: Verdict) -> None:
                 verdict.unreached[name] = _why(graph, name)
             else:
                 verdict.reached += 1
+
+
+def _count_inner(prepared: geta.Prepared, verdict: Verdict) -> None:
+    found = inner_dimensions(prepared.graph, prepared.config.heads)
+    verdict.inner, verdict.covered = len(found.covered) + len(found.missing), len(found.covered)
+    verdict.uncovered = found.missing
+    verdict.outer = dict(Counter(what for kinds in found.outer.values() for what in kinds))
 
 
 def _why(graph: GroupGraph, name: str) -> list[str]:

@@ -56,9 +56,32 @@ table is written by `make zoo` (`python -m tests.zoo --out docs/architectures.md
 - **layers**: weights of two or more dimensions inside repeated blocks (a number in their name) of which at least
   one dimension can be pruned, of all of them. For a transformer that is each projection of each attention and each
   MLP: a head that cannot be removed would leave its projections out.
+- **heads+widths**: dimensions of those weights that are heads or widths (below), of which every index can be pruned,
+  of all of them: what is to be full in a transformer. It counts neither what only a residual stream goes through
+  nor a dimension that loses a part.
 - **capture**, **grouping**: seconds of CPU time for torch.export, and for labels, zeros and groups.
 - **cut**: `module` if the model's own class was cut, `graph` if the result is a graph module, for float / W+A.
 - **error**: largest difference found in float64.
+
+## Heads and widths
+
+Every dimension of a weight inside a repeated block counts as a head or a width, and has to be prunable in every index,
+in at least two groups, unless the graph shows that it is something else (`tests/zoo/inner.py`, which looks at
+operations and labels, never at names, and not at what can be pruned):
+
+- **stream**: it shares the channels of a residual stream, x in x + f(x), where f ends in a weight that reads what was
+  made of x: downsampling, patch embeddings, projections from stream to stream, modulations of a stream;
+- **written by no weight**: it reads what comes from the inputs; **output**: it is what the model returns;
+- **window**: positions of a convolution's kernel; **rows of a table**: what an index looks up; **positions**: places of
+  a sequence or an image;
+- **choice of experts**: a router's, chosen by value;
+- **within a head**: what all heads share, each of which goes as a whole; **summed over in a product of activations**:
+  inside of an only head, or the state of a recurrence;
+- **on the way to heads**: what only weights read that make heads (a reduction of the keys' positions, a low rank);
+- **after the last residual stream**, **before the first residual stream** (written by convolutions alone), **between
+  convolutions** with windows: necks, classifiers, stems.
+
+Dimensions that keep two products of activations apart, as heads do, count as heads whatever else holds for them.
 """
 
 
@@ -76,6 +99,7 @@ def document(records: Sequence[Record], *, exact: float, share: float, visible: 
         _environment(records),
         _failures(records),
         _idle(records),
+        _uncovered(records),
         _unreached(records),
         _reasons(records),
     ]
@@ -114,6 +138,38 @@ def _summary(records: Sequence[Record]) -> str:
                 f"Of {len(rows)} {name} that passed, {full} have every layer of their blocks prunable; "
                 f"median prunable share {shares[len(shares) // 2]:.0%}."
             )
+    return "\n".join(lines + _heads_and_widths([record for record in passed if record["kind"] == "transformer"]))
+
+
+def _heads_and_widths(records: Sequence[Record]) -> list[str]:
+    """How many families with attention have every head and every width of an MLP prunable, and which do not."""
+    known = [record for record in records if "inner" in record]
+    if not known:
+        return []
+    less = [record for record in known if record["covered"] < record["inner"] or not record["inner"]]
+    names = ", ".join(f"{record['family']} ({record['covered']}/{record['inner']})" for record in less)
+    return [
+        f"Of {len(known)} families with attention that passed, {len(known) - len(less)} have every head and MLP width "
+        f"prunable" + (f"; not so {names}." if less else ".")
+    ]
+
+
+def _uncovered(records: Iterable[Record]) -> str:
+    rows = [record for record in records if record["verdict"] == "passed" and record.get("uncovered")]
+    if not rows:
+        return ""
+    lines = [
+        "## Heads and widths that cannot be pruned",
+        "",
+        "| family | kind | heads and widths | which | why |",
+        "|---|---|---|---|---|",
+    ]
+    for record in rows:
+        names = list(record["uncovered"])
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        why = "; ".join(sorted({reason for reasons in record["uncovered"].values() for reason in reasons}))
+        count, which = f"{len(names)} of {record['inner']}", f"`{'`, `'.join(names[:4])}`{more}"
+        lines.append(f"| {record['family']} | {record['kind']} | {count} | {which} | {_cell(why)} |")
     return "\n".join(lines)
 
 
@@ -204,8 +260,9 @@ def _reasons(records: Iterable[Record]) -> str:
 
 def _table(rows: Iterable[Record]) -> str:
     lines = [
-        "| family | ops | nodes | groups | pinned | prunable | layers | capture | grouping | cut | error | verdict |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---|",
+        "| family | ops | nodes | groups | pinned | prunable | layers | heads+widths | capture | grouping | cut "
+        "| error | verdict |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---|",
     ]
     for record in rows:
         cut = " / ".join("module" if native else "graph" for native in record["native"].values())
@@ -217,6 +274,7 @@ def _table(rows: Iterable[Record]) -> str:
             sum(record["pins"].values()),
             f"{_share(record):.0%}",
             f"{record['reached']}/{record['layers']}",
+            f"{record['covered']}/{record['inner']}" if "inner" in record else "-",
             f"{record['capture_s']:.2f}",
             f"{record['grouping_s']:.2f}",
             cut or "-",

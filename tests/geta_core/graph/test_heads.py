@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import geta_core as geta
@@ -57,6 +59,19 @@ def normalized(net: Any, x: Tensor) -> Tensor:
     return joined(net, q @ k.mT + torch.einsum("nhqd,qkd->nhqk", q, net.table), v)
 
 
+def scaled(net: Any, x: Tensor) -> Tensor:
+    """A norm of the root of the mean square inside each head, written out, whose scale all heads share."""
+    q, k, v = split(net, x)
+    q = net.scale * (q * (q.square().mean(-1, keepdim=True) + 1e-6).rsqrt())
+    return joined(net, q @ k.mT, v)
+
+
+def biased(net: Any, x: Tensor) -> Tensor:
+    """A bias with a row for each head, of which all indices go with their head."""
+    q, k, v = split(net, x)
+    return joined(net, (q + net.rows.unsqueeze(1)) @ k.mT, v)
+
+
 def rotated_whole(net: Any, x: Tensor) -> Tensor:
     """What is left of a head beside the part that is rotated: nothing."""
     q, k, v = split(net, x)
@@ -82,6 +97,8 @@ BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "table before": before,
     "table after": after,
     "table and norm": normalized,
+    "scale shared by all heads": scaled,
+    "bias of each head": biased,
     "empty part of a head": rotated_whole,
     "empty row of tokens": no_class_token,
     "heads in the batch": in_the_batch,
@@ -89,7 +106,8 @@ BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 def attention(body: Callable[[Any, Tensor], Tensor]) -> Net:
-    return token_net(body, qkv=nn.Linear(6, 36), proj=nn.Linear(12, 6), table=parameter(7, 7, 4), norm=nn.LayerNorm(4))
+    held = {"table": parameter(7, 7, 4), "scale": parameter(4), "rows": parameter(3, 4), "norm": nn.LayerNorm(4)}
+    return token_net(body, qkv=nn.Linear(6, 36), proj=nn.Linear(12, 6), **held)
 
 
 def heads(prepared: Prepared) -> list[tuple[int, ...]]:
@@ -108,7 +126,45 @@ def test_every_head_can_go_whole(name: str) -> None:
     prepared.zero_(choose(prepared, 1))
     compressed = geta.finish(prepared)
     assert ("proj.weight", 1) in compressed.keep
-    assert ("table", 2) not in compressed.keep
+    assert not {("table", 2), ("scale", 0), ("rows", 1)} & compressed.keep.keys()
+    x = double(tokens())
+    assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
+
+
+FACING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mul": torch.mul, "add": torch.add, "atan2": torch.atan2}
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    count=st.integers(2, 4),
+    size=st.integers(2, 4),
+    rows=st.booleans(),
+    first=st.booleans(),
+    name=st.sampled_from(sorted(FACING)),
+    seed=st.integers(0, 99),
+)
+def test_a_parameter_that_heads_share_stays_and_one_with_a_row_for_each_is_cut(
+    count: int, size: int, rows: bool, first: bool, name: str, seed: int
+) -> None:
+    """Any operation of queries and a parameter, element by element: heads go whole, and zeroed is the same as cut."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        q, k, v = net.qkv(x).unflatten(2, (3, -1, size)).permute(2, 0, 3, 1, 4)
+        shared = net.shared.unsqueeze(1) if rows else net.shared
+        q = FACING[name](*((shared, q) if first else (q, shared)))
+        return joined(net, q @ k.mT, v)
+
+    torch.manual_seed(seed)
+    wide = count * size
+    shared = parameter(count, size) if rows else parameter(size)
+    net = token_net(body, qkv=nn.Linear(6, 3 * wide), proj=nn.Linear(wide, 6), shared=shared)
+    prepared = prepared64(net, tokens())
+    assert heads(prepared) == [tuple(range(i * size, (i + 1) * size)) for i in range(count)]
+    prepared.zero_(choose(prepared, 1, seed))
+    compressed = geta.finish(prepared)
+    assert ("proj.weight", 1) in compressed.keep
+    assert (("shared", 0) in compressed.keep) == rows
+    assert ("shared", 1) not in compressed.keep
     x = double(tokens())
     assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
 
