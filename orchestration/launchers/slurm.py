@@ -21,17 +21,18 @@ from typing import Any
 from geta_core.errors import ConfigError, GetaError
 from orchestration.config import Config, LauncherSettings
 from orchestration.files import write_json
+from orchestration.launchers import scheduler
 from orchestration.launchers.base import LaunchFolder
 from orchestration.launchers.requeue import saved_step
 from orchestration.launchers.slurm_job import RECORD, SPEC, SlurmJob
 from orchestration.launchers.slurm_settings import BEGUN, SRUN, TOKEN, asks_for_gpus, sbatch_options, task_cpus
 from orchestration.launchers.snapshot import snapshot
-from orchestration.owner import owned
+from orchestration.owner import alive, owned
 from orchestration.records import code_state, command
 from orchestration.result import RunResult
 from orchestration.rundir import RunDirectory
 from orchestration.signals import StoppedError
-from orchestration.standing import Standing, standings
+from orchestration.standing import Standing, job_of, standings
 
 SUBMISSION, CODE = "slurm", "code"
 """Folders for submitit's files and for the copy of the code."""
@@ -139,12 +140,18 @@ def _shared_settings(configs: Sequence[Config], places: Sequence[RunDirectory]) 
 
 
 def _refuse_living(places: Sequence[RunDirectory]) -> None:
-    faults = [
-        f"{each.directory} is {each.state} already{f' as job {each.job}' if each.job else ''}; wait for it, or end it: "
-        f"geta cancel {shlex.quote(str(each.directory))}"
-        for each in standings([place.path for place in places if (LaunchFolder(place).path / RECORD).is_file()])
-        if each.alive
-    ]
+    """Refuse runs that go on; the launcher's folders are this process's own by now, so that their locks say nothing."""
+    numbers = {place.path: job_of(place) for place in places}
+    known = scheduler.jobs(filter(None, numbers.values()))
+    faults = []
+    for path, number in numbers.items():
+        job = known.get(number)
+        of_slurm = job is not None and (job.waits or job.runs)
+        if of_slurm or alive(path):
+            state = "waiting" if job is not None and job.waits else "running"
+            as_job = f" as job {number}" if of_slurm else ""
+            end = f"geta cancel {shlex.quote(str(path))}"
+            faults.append(f"{path} is {state} already{as_job}; wait for it, or end it: {end}")
     if faults:
         raise ConfigError(faults)
 

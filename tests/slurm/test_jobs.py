@@ -75,7 +75,8 @@ def test_a_job_gives_the_same_bits_as_a_local_run(
 
 def test_a_failure_comes_back_in_one_line(tmp_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "slurm_test_broken.py").write_text(BROKEN)
-    run = submit(config(tmp_runs / "broken", "model=slurm_test_broken:build"))
+    made = config(tmp_runs / "broken", "model=slurm_test_broken:build")
+    run = submit(made)
     with pytest.raises(GetaError) as caught:
         wait(RunDirectory(run.directory))
     message = str(caught.value)
@@ -88,6 +89,10 @@ def test_a_failure_comes_back_in_one_line(tmp_runs: Path, tmp_path: Path, capsys
     assert "failed" in shown and str(run.job) in shown
     assert logs([str(run.directory)]) == 0
     assert f"boom in job {run.job}" in capsys.readouterr().out
+    (tmp_path / "slurm_test_broken.py").write_text(NET)
+    again = submit(made)  # what has ended is submitted again
+    assert again.job not in (None, run.job)
+    assert wait(RunDirectory(run.directory)).environment["slurm"]["job"] == again.job
 
 
 def test_cancelled_while_it_waits_and_while_it_runs(tmp_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
