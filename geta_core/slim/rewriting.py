@@ -71,8 +71,8 @@ class Removal:
 
     def gone(self, node: fx.Node, dim: int, output: int | None = None) -> Tensor:
         """Bool [size]: removed indices of dimension ``dim`` of a value (of result number ``output``)."""
-        value = self.first.values.get(node, ())
-        layers = value[output] if output is not None else value
+        value = self.first.values.get(node)  # none where no labelled value is read
+        layers = () if not value else value if output is None else value[output]
         size = _shape(node, output)[dim]
         found = torch.zeros(size, dtype=torch.bool)
         for layer in cast(tuple[Tensor, ...], layers):
