@@ -79,12 +79,11 @@ def rotated_whole(net: Any, x: Tensor) -> Tensor:
     return joined(net, q @ k.mT, v)
 
 
-def rotated_by_a_table(net: Any, x: Tensor) -> Tensor:
-    """Two results of a value that is no parameter: nothing of it is labelled. The heads are counted in the code."""
+def weighted_by_the_input(net: Any, x: Tensor) -> Tensor:
+    """Two results of a value without a label; the heads are counted in the code."""
     q, k, v = net.qkv(x).unflatten(2, (3, 3, 4)).permute(2, 0, 3, 1, 4)
-    sin, cos = torch.split(torch.linspace(0, 1, 7, dtype=x.dtype).unsqueeze(-1).expand(7, 4).clone(), 2, -1)
-    a, b = q.chunk(2, -1)
-    return joined(net, torch.cat([a * cos - b * sin, b * cos + a * sin], -1) @ k.mT, v)
+    first, rest = torch.split(x.sum(-1), 4, 1)
+    return joined(net, q @ k.mT + torch.cat([2 * first, rest], 1)[:, None, None, :], v)
 
 
 def no_class_token(net: Any, x: Tensor) -> Tensor:
@@ -108,7 +107,7 @@ BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "scale shared by all heads": scaled,
     "bias of each head": biased,
     "empty part of a head": rotated_whole,
-    "sines and cosines": rotated_by_a_table,
+    "parts of the input": weighted_by_the_input,
     "empty row of tokens": no_class_token,
     "heads in the batch": in_the_batch,
 }
