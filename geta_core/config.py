@@ -47,7 +47,8 @@ class CompressionConfig:
     min_kept: int = 1
     """Fewest groups that are kept in each family."""
     prune_normalized: bool = False
-    """Also prune channels that enter a LayerNorm or RMSNorm reduction; removal is then inexact, and flagged."""
+    """Also prune channels that enter a LayerNorm, and residual streams that enter an RMS norm or another mean; their
+    removal is then inexact, and flagged."""
     recompute: bool = False
     """Recompute quantized values in the backward pass instead of storing them: less memory, more time."""
     allowed_bits: tuple[int, ...] | None = None

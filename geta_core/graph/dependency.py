@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from geta_core.errors import GetaError
+from geta_core.graph.aliases import parts_of
 from geta_core.graph.capture import Capture, where
 from geta_core.graph.labels import (
     Layers,
@@ -31,6 +32,9 @@ from geta_core.graph.labels import (
     varying,
 )
 from geta_core.graph.rules.base import Value, is_factory, lookup, rule_for
+
+if TYPE_CHECKING:
+    from geta_core.graph.streams import Mean, Meeting
 
 aten = torch.ops.aten
 
@@ -67,23 +71,6 @@ def literal(value: Any) -> Any:
     return fx.node.map_arg(value, number)
 
 
-def parts_of(view: fx.Node, root: fx.Node) -> list[tuple[int, bool]]:
-    """How a view shows a part of its root: each dimension that it takes a part of, and whether it lacks it.
-
-    Empty where it is something else. An index is taken last, so that the dimensions are those of the root.
-    """
-    found, node = list[tuple[int, bool]](), view
-    while node.op == "call_function" and getattr(node.target, "overloadpacket", None) in (aten.select, aten.slice):
-        packet = node.target.overloadpacket  # type: ignore[union-attr]
-        source = cast(fx.Node, node.args[0])
-        if found and packet is aten.select:
-            return []
-        dim = cast(int, node.args[1]) if len(node.args) > 1 else 0
-        found.append((dim % len(shape_of(source)), packet is aten.select))
-        node = source
-    return found if node is root else []
-
-
 class Dependencies:
     """State of the first pass; op rules read and extend it."""
 
@@ -106,6 +93,10 @@ class Dependencies:
         """Ids of per-channel quantizer parameters: they are only cut."""
         self.inexact: list[Tensor] = []
         """Ids opted in although a normalization reduces over them."""
+        self.means: list[Mean] = []
+        """Means over removable channels; those that reduce a residual stream until ``streams.settle``."""
+        self.meetings: list[Meeting] = []
+        """Where two activations face each other."""
         self.roots: dict[fx.Node, fx.Node] = {}
         """The value that a view shows a part or another shape of."""
         self._open: list[tuple[fx.Node, Tensor, Tensor, str]] = []
@@ -283,18 +274,21 @@ class Dependencies:
             fitted = [self._fitted(node, layer, i, spread, sizes, contracted, alone) for layer in spread[i]]
             spread[i] = [layer for layer in fitted if layer is not None]
         if self.heads == "head":
-            self._keep_heads(node, spread)
+            self._keep_heads(node, spread, contracted)
         for i, left in enumerate(spread):
             others = {dim for right in (*spread[:i], *spread[i + 1 :]) for layer in right for dim in varying(layer)}
             self._tie_within(left, contracted | others)
-            for right in spread[i + 1 :]:
+            for j, right in enumerate(spread[i + 1 :], i + 1):
                 for a, b in itertools.product(left, right):
                     if varying(a) & varying(b):
+                        before = len(self.space.ties)
                         self._meet(node, a, b, contracted)
+                        if operands[i].data and operands[j].data and len(self.space.ties) > before:
+                            self.meetings.append((node, i, j, before))
         self._mark(node, operands, spread, contracted)
         # What faces nothing has to stay: from here on it is like what has no label.
         spread = [[layer for layer in layers if not any(layer is other for other in alone)] for layers in spread]
-        return tidy(from_letters(layer, out) for layer in outermost(spread, contracted))
+        return tidy(from_letters(layer, out) for layer in outermost(spread, contracted, self.space))
 
     def _meet(self, node: fx.Node, a: Tensor, b: Tensor, contracted: frozenset[int]) -> None:
         """Tie two layers that face each other; what all rows of a block share is left open first.
@@ -354,11 +348,16 @@ class Dependencies:
             return narrow
         return layer
 
-    def _keep_heads(self, node: fx.Node, spread: list[list[Tensor]]) -> None:
-        """Constants that all heads share, such as the angles of a rotary embedding, make a head a whole."""
+    def _keep_heads(self, node: fx.Node, spread: list[list[Tensor]], contracted: frozenset[int]) -> None:
+        """Constants that all heads share, such as the angles of a rotary embedding, make a head a whole.
+
+        What the code makes for each index of a contraction that is not summed over follows the heads instead.
+        """
         if not any(len(varying(layer)) > 1 for layers in spread for layer in layers):
             return
         constants = [layer for layers in spread for layer in layers if varying(layer) and self.space.is_constant(layer)]
+        if contracted:
+            constants = [a for a in constants if varying(a) & contracted or not self.space.is_made(a)]
         dropped: list[Tensor] = []
         for layers in spread:
             for position, layer in enumerate(layers):

@@ -19,6 +19,7 @@ from geta_core.graph.capture import Capture, where
 from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Slot, varying
 from geta_core.graph.rules import install_all
+from geta_core.graph.streams import retreat, settle
 from geta_core.graph.zeros import Zeros
 from geta_core.quantize import Quantizer
 
@@ -76,9 +77,9 @@ class GroupGraph:
         self.capture = capture
         self.first = Dependencies(capture, config.heads, config.prune_normalized)
         self.first.run()
+        settle(self.first)
         _pin_chosen(self.first, config, model)
-        self.count, self.component = _rectangular(self.first)
-        self.produce, second = _zeroed(self.first, self.component, self.count)
+        self.count, self.component, self.produce, second = _grouped(self.first)
         self.reasons = self._reasons(second)
         self.inexact = self._marked(self.first.inexact)
         self.number, self.family = self._numbered()
@@ -242,6 +243,18 @@ def _parameters(first: Dependencies) -> Tensor:
     return flags
 
 
+def _grouped(first: Dependencies) -> tuple[int, Tensor, Tensor, Zeros]:
+    """Components and what is zeroed with them; anew where a mean is taken over some that are not zero then."""
+    while True:
+        ties, pins = list(first.space.ties), list(first.space.pins)
+        count, component = _rectangular(first)
+        produce, second = _zeroed(first, component, count)
+        if not second.live:
+            return count, component, produce, second
+        first.space.ties, first.space.pins = ties, pins
+        retreat(first, component, second.live)
+
+
 def _zeroed(first: Dependencies, component: Tensor, count: int) -> tuple[Tensor, Zeros]:
     """Bool [ids]: what is zeroed with its group; and the second pass, which says where that is not enough.
 
@@ -265,6 +278,7 @@ def _zeroed(first: Dependencies, component: Tensor, count: int) -> tuple[Tensor,
     if bool((more == produce).all()):
         return produce, second
     third = _run(first, component, count, more)
+    third.live += second.live
     failed = torch.zeros(count, dtype=torch.bool)
     failed[list(third.reasons)] = True
     return torch.where(failed[component], produce, more), third

@@ -223,11 +223,11 @@ def facing(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return left[both], right[both]
 
 
-def outermost(spread: list[list[Tensor]], contracted: frozenset[int]) -> list[Tensor]:
-    """Layers that reach the result: of tied ones the one that varies most stands for all."""
+def outermost(spread: Sequence[Sequence[Tensor]], contracted: frozenset[int], space: Space) -> list[Tensor]:
+    """Layers that reach the result: of tied ones the one that varies most stands for all, a tensor's before others."""
     candidates = [(i, layer) for i, layers in enumerate(spread) for layer in layers if not varying(layer) & contracted]
     kept: list[tuple[int, Tensor]] = []
-    for source, layer in sorted(candidates, key=lambda a: -len(varying(a[1]))):
+    for source, layer in sorted(candidates, key=lambda a: (-len(varying(a[1])), space.is_made(a[1]))):
         for i, (owner, other) in enumerate(kept):
             # Two labels of one operand need not be tied: both go on.
             if owner != source and varying(layer) and varying(layer) <= varying(other):

@@ -16,10 +16,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from geta_core.graph.aliases import parts_of
 from geta_core.graph.capture import where
-from geta_core.graph.dependency import Dependencies, parts_of, shape_of
+from geta_core.graph.dependency import Dependencies, shape_of
 from geta_core.graph.labels import Layers, Operand, collapse, from_letters, tidy, to_letters, varying
 from geta_core.graph.rules.base import Value, lookup, rule_for
+from geta_core.graph.streams import Mean
 
 ALWAYS = -2
 """Stands for an element that is zero whatever is removed."""
@@ -40,6 +42,8 @@ class Zeros:
         """Components whose zeros an operation turns into something that is not finite: a logarithm, a divisor."""
         self.numbers: dict[fx.Node, Tensor | None] = {}
         """Single numbers that come from buffers and constants alone."""
+        self.live: list[tuple[Mean, Tensor]] = []
+        """Means, each with components of it that are not proved to be zero before it."""
         self.written = _written(self.capture.graph)
         """Values that are written in place, and everything that shares their memory."""
         self._labels: dict[fx.Node, Layers] = {}
@@ -123,6 +127,14 @@ class Zeros:
             proved |= here & ~bad
         for index in torch.nonzero(present & ~proved).flatten().tolist():
             self.reasons.setdefault(index, f"is not exactly zero where it is consumed, at {where(node)}")
+
+    def require_zero_mean(self, node: fx.Node) -> None:
+        """Note what a mean is taken over without being zero where it is removed."""
+        for mean in self.first.means:
+            if mean.node is node:
+                parts = _unproved(self.as_components(mean.layer), self.zeros(node.args[0]))
+                if parts.numel():
+                    self.live.append((mean, parts.unique()))
 
     def contract(self, node: fx.Node, operands: Sequence[tuple[Any, Operand]], out: Sequence[int]) -> Layers:
         """Zeros of a product summed over the letters that are not in ``out``: zero where one factor always is."""

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from geta_core.copying import copied
-from geta_core.graph.capture import ExampleInputs, first_line, forget_
+from geta_core.graph.capture import ExampleInputs, first_line, forget_, where
 from geta_core.graph.dependency import shape_of
 from geta_core.graph.groups import GroupGraph
 from geta_core.slim.cut import Keep, cut_, integer_attributes, zero_
@@ -101,7 +101,9 @@ def slim_native(
     Returns:
         The changes, or None and the first failure.
     """
-    reason = ""
+    reason = _recounted(graph, dead)
+    if reason:
+        return None, reason
     generic = _generic(baked64, graph, dead, inputs64)
     reference = generic if exact else slim_graph(generic, inputs64, keep)[0]
     for changes in _attempts(candidates(baked64, graph, dead)):
@@ -116,6 +118,18 @@ def slim_native(
             return changes, ""
         reason = reason or f"outputs differ by {gap.worst:.2g}"
     return None, reason
+
+
+def _recounted(graph: GroupGraph, dead: torch.Tensor) -> str:
+    """Why a class cannot be cut that takes a mean over fewer channels than before; empty if none does."""
+    removal = Removal(graph.first, graph.dead_ids(dead))
+    for mean in graph.first.means:
+        if removal.share(mean.node) != 1:
+            return (
+                "a mean over removed channels has to count them, which a graph can be told and a class cannot, at "
+                f"{where(mean.node)}"
+            )
+    return ""
 
 
 def _generic(baked64: nn.Module, graph: GroupGraph, dead: torch.Tensor, inputs64: ExampleInputs) -> nn.Module:

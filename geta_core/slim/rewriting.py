@@ -17,6 +17,7 @@ from geta_core.graph.rules import install_all
 from geta_core.graph.rules.reductions import chosen_row
 from geta_core.graph.rules.views import repeated_dims
 from geta_core.graph.rules.windows import COUNTED, argument_of_sizes
+from geta_core.graph.streams import settle
 from geta_core.slim.cut import Keep
 from geta_core.slim.modes import REPLACED
 
@@ -34,6 +35,7 @@ def rewrite(module: fx.GraphModule, captured: Capture, keep: Keep) -> None:
     install_all()
     first = Dependencies(captured, "head", True)
     first.run()
+    settle(first)
     flags = torch.zeros(first.space.size, dtype=torch.bool)
     for (name, dim), index in keep.items():
         slot = first.space.slots.get((name, dim))
@@ -84,6 +86,14 @@ class Removal:
     def size(self, node: fx.Node, dim: int, output: int | None = None) -> int:
         """Number of indices that stay."""
         return int((~self.gone(node, dim, output)).sum())
+
+    def share(self, node: fx.Node) -> float:
+        """The share of the channels that stay which a mean is taken over; 1 for what is no exact mean."""
+        left = total = 1
+        for dim in {dim for mean in self.first.means if mean.node is node for dim in varying(mean.layer)}:
+            source = cast(fx.Node, node.args[0])
+            left, total = left * self.size(source, dim), total * shape_of(source)[dim]
+        return left / total
 
     def changed(self, node: fx.Node) -> bool:
         """Whether any dimension of a value gets smaller."""
@@ -171,6 +181,29 @@ def _normalized(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
     count, rank = len(cast(list[int], node.args[1])), len(shape_of(node))
     shape = [removal.size(node, dim) for dim in range(rank - count, rank)]
     twin.args = (twin.args[0], shape, *twin.args[2:])
+    share = removal.share(node)
+    if share != 1:
+        # x / sqrt(S / n + eps) = x / sqrt((S / n' + eps n / n') n' / n), for the n' of n channels that are left.
+        eps = node.args[3] if len(node.args) > 3 else node.kwargs.get("eps")
+        if eps is None:
+            eps = torch.finfo(torch.promote_types(node.meta["val"].dtype, torch.float32)).eps
+        weight = twin.args[2] if len(twin.args) > 2 else twin.kwargs.get("weight")
+        twin.args, twin.kwargs = (*twin.args[:2], weight, cast(float, eps) / share), {}
+        _scaled(twin, share**-0.5)
+
+
+def _mean(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
+    """What is gone was zero: the mean over what is left, times its share, is the mean over all."""
+    share = removal.share(node)
+    if share != 1:
+        _scaled(twin, share)
+
+
+def _scaled(twin: fx.Node, factor: float) -> None:
+    with twin.graph.inserting_after(twin):
+        product = twin.graph.call_function(aten.mul.Tensor, (twin, factor))
+    product.meta = dict(twin.meta)
+    twin.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)
 
 
 def _group_norm(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
@@ -309,6 +342,7 @@ _REWRITERS: dict[Any, Callable[[Removal, fx.Node, fx.Node], None]] = {
     **dict.fromkeys([aten.repeat, aten.repeat_interleave], _repeat),
     aten.unflatten: _unflatten,
     **dict.fromkeys([aten.layer_norm, aten.rms_norm], _normalized),
+    aten.mean: _mean,
     aten.group_norm: _group_norm,
     **dict.fromkeys([aten.conv1d, aten.conv2d, aten.conv3d], _conv),
     **dict.fromkeys([aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d], _conv),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from geta_core.copying import copied
 from geta_core.graph.capture import ExampleInputs
@@ -66,6 +67,24 @@ def new_tensors(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+class _Unrounded(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") == torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def unrounded() -> Iterator[None]:
+    """Let a forward stay in float64 where it asks for float32: many a norm computes in single precision by itself.
+
+    Then even sums that such a norm takes over fewer channels agree to rounding in float64.
+    """
+    with _Unrounded():  # type: ignore[no-untyped-call]
+        yield
 
 
 def outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:

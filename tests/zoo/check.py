@@ -22,6 +22,7 @@ import geta_core as geta
 import geta_core.prepared
 from geta_core.graph import GroupGraph
 from geta_core.graph.rules import base
+from geta_core.slim.verify import unrounded
 from tests.zoo.family import Family
 from tests.zoo.inner import inner_dimensions
 
@@ -290,6 +291,9 @@ def _compare(family: Family, prepared: geta.Prepared, compressed: geta.Compresse
             batches.append(_double(family.example(3, second=True)))
     for batch in batches:
         error = gap(outputs(zeroed, batch), outputs(compressed.model, batch))
+        if error > EXACT:  # a norm that computes in float32 by itself rounds sums over fewer channels otherwise
+            with unrounded():
+                error = gap(outputs(zeroed, batch), outputs(compressed.model, batch))
         verdict.error64 = max(verdict.error64, error)
         if error > EXACT:
             raise WrongError(f"zeroed and slimmed model differ by {error:.3g}")

@@ -11,18 +11,26 @@ from geta_core.graph.capture import where
 from geta_core.graph.dependency import Dependencies, shape_of
 from geta_core.graph.labels import Layers, Operand, collapse, tidy, varying
 from geta_core.graph.rules.base import Rule, add, argument
+from geta_core.graph.streams import Mean
 from geta_core.graph.zeros import Zeros, meet
 
 aten = torch.ops.aten
 
 
-def statistic(ctx: Dependencies, node: fx.Node, layers: Layers, dims: frozenset[int], what: str) -> Layers:
-    """Layers before a statistic over ``dims``: whole blocks along other dimensions may go, parts of it may not."""
+def statistic(
+    ctx: Dependencies, node: fx.Node, layers: Layers, dims: frozenset[int], what: str, *, mean: bool = False
+) -> Layers:
+    """Layers before a statistic over ``dims``: whole blocks along other dimensions may go, parts of it may not.
+
+    Of a ``mean`` parts may go, too, where they are zero: what they would have added is known.
+    """
     kept = []
     for layer in layers:
         inner, outer = varying(layer) & dims, varying(layer) - dims
         if inner and outer and ctx.heads == "head":
             layer = ctx.space.tie_across(layer, inner, f"enters {what} whole, at {where(node)}")
+        elif inner and mean and not outer:
+            ctx.means.append(Mean(node, layer, f"enters {what}", len(ctx.space.pins)))
         elif inner and ctx.prune_normalized:
             ctx.inexact.append(layer[layer >= 0])
         elif inner:
@@ -70,13 +78,13 @@ def _instance_norm_zeros(ctx: Zeros, node: fx.Node) -> Layers:
 # ---------------------------------------------------------------- layer norm, RMS norm
 
 
-def _trailing_labels(position: int) -> Any:
-    """Norms over the last dimensions; their vectors start at argument ``position``."""
+def _trailing_labels(position: int, *, mean: bool) -> Any:
+    """Norms over the last dimensions, by their ``mean`` square alone; their vectors start at argument ``position``."""
 
     def labels(ctx: Dependencies, node: fx.Node) -> Layers:
         rank, count = len(shape_of(node.args[0])), len(node.args[1])  # type: ignore[arg-type]
         dims = frozenset(range(rank - count, rank))
-        x = statistic(ctx, node, ctx.layers(node.args[0]), dims, "a LayerNorm or RMSNorm reduction")
+        x = statistic(ctx, node, ctx.layers(node.args[0]), dims, "a LayerNorm or RMSNorm reduction", mean=mean)
         operands = [Operand(x, tuple(range(rank)), shape_of(node.args[0]), node.args[0] in ctx.capture.data)]
         for value in node.args[position : position + 2]:
             if isinstance(value, fx.Node):
@@ -86,15 +94,18 @@ def _trailing_labels(position: int) -> Any:
     return labels
 
 
-def _trailing_zeros(biased: bool) -> Any:
-    def zeros(ctx: Zeros, node: fx.Node) -> Layers:
-        rank, count = len(shape_of(node.args[0])), len(node.args[1])  # type: ignore[arg-type]
-        dims = frozenset(range(rank - count, rank))
-        x = tuple(layer for layer in ctx.zeros(node.args[0]) if not varying(layer) & dims)
-        bias = argument(node, 3, "bias") if biased else None
-        return _affine_zeros(ctx, x, argument(node, 2, "weight"), bias, 0)
+def _layer_norm_zeros(ctx: Zeros, node: fx.Node) -> Layers:
+    """A channel leaves as weight and bias, whatever it is; where all of them are zero, so is what is left."""
+    rank, count = len(shape_of(node.args[0])), len(node.args[1])  # type: ignore[arg-type]
+    dims = frozenset(range(rank - count, rank))
+    x = tuple(layer for layer in ctx.zeros(node.args[0]) if not varying(layer) & dims)
+    return _affine_zeros(ctx, x, argument(node, 2, "weight"), argument(node, 3, "bias"), 0)
 
-    return zeros
+
+def _rms_norm_zeros(ctx: Zeros, node: fx.Node) -> Layers:
+    """Nothing is subtracted: a channel of zeros stays one."""
+    ctx.require_zero_mean(node)
+    return _affine_zeros(ctx, ctx.zeros(node.args[0]), argument(node, 2, "weight"), None, 0)
 
 
 # ---------------------------------------------------------------- group norm
@@ -149,6 +160,6 @@ def install() -> None:
     add([aten.batch_norm], batch_norm)
     add([aten._native_batch_norm_legit_no_training], _alone(batch_norm))
     add([aten.instance_norm], Rule(_channel_norm_labels, _instance_norm_zeros))
-    add([aten.layer_norm], Rule(_trailing_labels(2), _trailing_zeros(biased=True)))
-    add([aten.rms_norm], Rule(_trailing_labels(2), _trailing_zeros(biased=False)))
+    add([aten.layer_norm], Rule(_trailing_labels(2, mean=False), _layer_norm_zeros))
+    add([aten.rms_norm], Rule(_trailing_labels(2, mean=True), _rms_norm_zeros))
     add([aten.group_norm], Rule(_group_norm_labels, _group_norm_zeros))

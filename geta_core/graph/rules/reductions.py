@@ -64,8 +64,17 @@ def sum_zeros(ctx: Zeros, node: fx.Node) -> Layers:
 
 def statistic_labels(ctx: Dependencies, node: fx.Node) -> Value:
     """A number of several values changes with what it is taken over: parts of it stay."""
+    return _of_several(ctx, node, mean=False)
+
+
+def mean_labels(ctx: Dependencies, node: fx.Node) -> Value:
+    """But what zeros do to a mean is known."""
+    return _of_several(ctx, node, mean=True)
+
+
+def _of_several(ctx: Dependencies, node: fx.Node, *, mean: bool) -> Value:
     dims = reduced_dims(node)
-    layers = statistic(ctx, node, ctx.layers(node.args[0]), dims, f"a reduction ({node.target})")
+    layers = statistic(ctx, node, ctx.layers(node.args[0]), dims, f"a reduction ({node.target})", mean=mean)
     found = tidy(_reduced(layer, node, dims) for layer in layers if not varying(layer) & dims)
     value = node.meta["val"]
     return [found] * len(value) if isinstance(value, (list, tuple)) else found
@@ -80,6 +89,12 @@ def passing_zeros(ctx: Zeros, node: fx.Node) -> Value:
         return found
     # Where an extreme value lies is not zero because the values are.
     return [found if part.dtype == value[0].dtype else () for part in value]
+
+
+def mean_zeros(ctx: Zeros, node: fx.Node) -> Value:
+    """What a mean is taken over has to be zero where it goes; the result is zero where all of it is."""
+    ctx.require_zero_mean(node)
+    return passing_zeros(ctx, node)
 
 
 _NORMS = (aten.linalg_vector_norm, aten.linalg_norm)
@@ -277,8 +292,8 @@ _POOLS: dict[int, list[Any]] = {
 def install() -> None:
     """Enter the rules of this file."""
     add([aten.sum], Rule(sum_labels, sum_zeros))
-    means: Sequence[Any] = [
-        aten.mean,
+    add([aten.mean], Rule(mean_labels, mean_zeros))
+    statistics: Sequence[Any] = [
         aten.var,
         aten.std,
         aten.var_mean,
@@ -292,7 +307,7 @@ def install() -> None:
         aten.argmin,
         aten.kthvalue,
     ]
-    add(means, Rule(statistic_labels, passing_zeros))
+    add(statistics, Rule(statistic_labels, passing_zeros))
     add([aten.logsumexp], Rule(statistic_labels, _no_zeros))
     add(_NORMS, Rule(_norm_labels, _norm_zeros))
     add([aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax], Rule(_softmax_labels, _no_zeros))

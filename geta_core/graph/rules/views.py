@@ -78,10 +78,10 @@ def _expand_zeros(ctx: Zeros, node: fx.Node) -> Value:
 def _repeat_labels(ctx: Dependencies, node: fx.Node) -> Value:
     """Of several indices each copy goes with what it is a copy of; copies of a single one go with what they meet.
 
-    The latter holds where nothing else of the value is labelled: a mask that is the same for every head.
+    The latter are a mask that is the same for every head, or keys that all heads share.
     """
     moved = cast(Layers, _move(node, ctx.layers(node.args[0])))
-    return moved or ctx.space.made_layers(shape_of(node), repeated_dims(node))
+    return tidy((*moved, *ctx.space.made_layers(shape_of(node), repeated_dims(node))))
 
 
 def repeated_dims(node: fx.Node) -> list[int]:
@@ -154,8 +154,29 @@ def _joined(parts: Sequence[Layers], shapes: Sequence[Sequence[int]], dim: int) 
     return tidy(joined)
 
 
+def _follow_blocks(ctx: Dependencies, parts: Sequence[fx.Node], dim: int) -> None:
+    """Copies that are joined to blocks (the rotated part of a key that all heads share) go with the heads.
+
+    A part that repeats one index along a dimension gets labels there, if another part has such beside the joined one.
+    """
+    blocks = [varying(layer) - {dim} for part in parts for layer in ctx.layers(part) if dim in varying(layer)]
+    for part in parts:
+        source = part.args[0] if part.args else None
+        if getattr(part.target, "overloadpacket", None) not in (aten.expand, aten.broadcast_to):
+            continue
+        held = {d for layer in ctx.layers(part) for d in varying(layer)}
+        before = (1,) * (len(shape_of(part)) - len(shape_of(source))) + shape_of(source)
+        copies = {d for d in range(len(before)) if before[d] == 1 and isinstance(part.args[1][d], int)}  # type: ignore[index]
+        for rest in dict.fromkeys(blocks):
+            if rest and rest <= copies - held:
+                made = ctx.space.made_layers(shape_of(part), sorted(rest))
+                ctx.values[part], held = (*ctx.layers(part), *made), held | rest
+
+
 def _cat_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     parts, dim, stacked = _parts(node)
+    if not stacked:
+        _follow_blocks(ctx, parts, dim)
     grow: Callable[[Tensor], Tensor] = (lambda layer: layer.unsqueeze(dim)) if stacked else (lambda layer: layer)
     layers = [tuple(map(grow, ctx.layers(part))) for part in parts]
     shapes = [(*s[:dim], 1, *s[dim:]) if stacked else s for s in map(shape_of, parts)]

@@ -102,12 +102,18 @@ def rms(net: Any, y: Tensor) -> Tensor:
     return net.g * y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
+def layer_norm_by_hand(net: Any, y: Tensor) -> Tensor:
+    z = y - y.mean(-1, keepdim=True)
+    return net.g * z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
 FEATURES: dict[str, tuple[Body, str]] = {
     "layer norm": (lambda net, y: net.layer(y), "enters a LayerNorm or RMSNorm reduction"),
-    "RMS norm": (lambda net, y: net.rms(y), "enters a LayerNorm or RMSNorm reduction"),
-    "RMS norm by hand": (rms, "enters a reduction (aten.mean.dim)"),
+    "layer norm by hand": (layer_norm_by_hand, "enters a reduction (aten.mean.dim)"),
+    "RMS norm": (lambda net, y: net.rms(y + net.mix(y)), "enters a LayerNorm or RMSNorm reduction"),
+    "RMS norm by hand": (lambda net, y: rms(net, y + net.mix(y)), "enters a reduction (aten.mean.dim)"),
     "softmax": (lambda net, y: y.softmax(-1), "enters a softmax"),
-    "mean": (lambda net, y: y * y.mean(-1, keepdim=True), "enters a reduction"),
+    "mean of what is not zero": (lambda net, y: y * y.sigmoid().mean(-1, keepdim=True), "enters a reduction"),
     "maximum": (lambda net, y: y * y.amax(-1, keepdim=True), "enters a reduction"),
     "variance": (lambda net, y: y / (1 + y.var(-1, keepdim=True)), "enters a reduction"),
 }
@@ -116,17 +122,17 @@ FEATURES: dict[str, tuple[Body, str]] = {
 @pytest.mark.parametrize("name", FEATURES)
 def test_reductions_over_the_features_pin_them(name: str) -> None:
     body, why = FEATURES[name]
-    net = token_net(body, layer=nn.LayerNorm(6), rms=nn.RMSNorm(6), g=parameter(6))
+    net = token_net(body, layer=nn.LayerNorm(6), rms=nn.RMSNorm(6), mix=nn.Linear(6, 6), g=parameter(6))
     prepared = prepared64(net, tokens())
     groups = pinned(prepared, "stem.weight")
     assert len(groups) == 6
     assert all(str(group.pinned).startswith(why) for group in groups)
 
 
-@pytest.mark.parametrize("name", ["layer norm", "RMS norm", "RMS norm by hand"])
+@pytest.mark.parametrize("name", ["layer norm", "layer norm by hand", "RMS norm", "RMS norm by hand"])
 def test_removal_through_a_norm_is_inexact_and_says_so(name: str) -> None:
     """The pin is needed: opted out of, the same groups go and the result changes, which the report flags."""
-    net = token_net(FEATURES[name][0], layer=nn.LayerNorm(6), rms=nn.RMSNorm(6), g=parameter(6))
+    net = token_net(FEATURES[name][0], layer=nn.LayerNorm(6), rms=nn.RMSNorm(6), mix=nn.Linear(6, 6), g=parameter(6))
     prepared = prepared64(net, tokens(), prune_normalized=True)
     groups = prunable(prepared, "stem.weight")
     assert len(groups) == 6
@@ -161,8 +167,8 @@ REDUCTIONS: dict[str, tuple[Body, int]] = {
     "largest over channels": (lambda net, y: y * torch.linalg.vector_norm(y, float("inf"), dim=1, keepdim=True), 6),
     "smallest over channels": (lambda net, y: y * torch.linalg.vector_norm(y, -float("inf"), dim=1, keepdim=True), 0),
     "norm over pixels": (lambda net, y: y * y.norm(dim=(2, 3), keepdim=True), 6),
-    "mean over channels": (lambda net, y: y * y.mean(1, keepdim=True), 0),
-    "mean over all": (lambda net, y: y * y.mean(), 0),
+    "mean over channels": (lambda net, y: y * y.mean(1, keepdim=True), 6),
+    "mean over all": (lambda net, y: y * y.mean(), 6),
     "mean over pixels": (lambda net, y: y * y.mean((-1, -2), keepdim=True), 6),
     "deviation over pixels": (lambda net, y: y * y.std((2, 3), keepdim=True), 6),
     "maximum over pixels": (lambda net, y: y * y.max(3, keepdim=True)[0], 6),

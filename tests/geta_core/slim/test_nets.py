@@ -167,7 +167,7 @@ IMAGE_NETS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, int, int, Part
         9,
         {"one": lambda: nn.Conv2d(3, 3, 1), "two": lambda: nn.Conv2d(3, 3, 1)},
     ),
-    "attention over pixels": (spatial_attention, 6, 6, 0, {"one": lambda: nn.Conv2d(2, 1, 3, padding=1)}),
+    "attention over pixels": (spatial_attention, 6, 6, 6, {"one": lambda: nn.Conv2d(2, 1, 3, padding=1)}),
     "convolution over channels": (channel_attention_1d, 6, 6, 0, {"one": lambda: nn.Conv1d(1, 1, 3, padding=1)}),
     "feature-wise transformation": (film, 6, 6, 6, {"one": lambda: nn.Linear(6, 12)}),
     "gated experts": (

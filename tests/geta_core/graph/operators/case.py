@@ -27,7 +27,7 @@ class Sizes:
 
 
 Body = Callable[[Any, Tensor], Tensor]
-Parts = Callable[[Sizes], dict[str, nn.Module | Tensor]]
+Parts = Callable[[Sizes], dict[str, nn.Module | Tensor | int]]
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,11 @@ def without(net: nn.Module, gone: Mapping[tuple[str, int], Iterable[int]]) -> nn
         else:
             owner.register_buffer(leaf, small)
     return new
+
+
+def share(net: Any, y: Tensor) -> float:
+    """Share of the channels of a whole net, ``net.width``, that a value has: a mean over fewer is the sum over n."""
+    return float(y.shape[-1] / net.width)
 
 
 def results(net: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.geta_core.graph.operators.case import Case, Sizes
+from tests.geta_core.graph.operators.case import Case, Sizes, share
 
 aten = torch.ops.aten
 
@@ -44,6 +44,12 @@ def attention(net: Any, y: Tensor) -> Tensor:
 
 def rms_norm(net: Any, y: Tensor) -> Tensor:
     return F.rms_norm(y.transpose(1, 2), (y.shape[1],), net.w).transpose(1, 2)
+
+
+def counted_rms_norm(net: Any, y: Tensor) -> Tensor:
+    """As over all channels of the whole net: the mean over fewer is larger."""
+    left = share(net, y)
+    return F.rms_norm(y, y.shape[-1:], net.w, 0.01 / left) * left**-0.5
 
 
 UNITS = 6
@@ -148,7 +154,19 @@ LINEAR: tuple[Case, ...] = (
     Case("layer norm", lambda net, y: F.layer_norm(y, y.shape[-1:]), free="none"),
     Case("layer norm of places", lambda net, y: F.layer_norm(y, y.shape[2:]), layout="image"),
     Case("rms norm of tokens", rms_norm, weight("t")),
-    Case("rms norm", lambda net, y: F.rms_norm(y, y.shape[-1:]), free="none"),
+    Case("rms norm", counted_rms_norm, lambda s: {"w": p(s.c), "width": s.c}),
+    Case(
+        "rms norm of quantized channels",
+        lambda net, y: counted_rms_norm(net, torch.fake_quantize_per_tensor_affine(y, 0.1, 0, -8, 7)),
+        lambda s: {"w": p(s.c), "width": s.c},
+    ),
+    Case(
+        "rms norm of a stream",
+        lambda net, y: F.rms_norm(y + net.f(y), y.shape[-1:]),
+        lambda s: {"f": nn.Linear(s.c, s.c)},
+        free="none",
+        strict=True,
+    ),
     Case("local response norm", lambda net, y: F.local_response_norm(y, 3, alpha=1.0), layout="image", free="none"),
     Case("lstm", *recurrent(4, aten.lstm.input, 2)),
     Case("gru", *recurrent(3, aten.gru.input)),

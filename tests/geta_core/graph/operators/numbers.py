@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.geta_core.graph.operators.case import Case
+from tests.geta_core.graph.operators.case import Case, share
 
 aten = torch.ops.aten
 
@@ -139,7 +139,9 @@ NUMBERS: tuple[Case, ...] = (
     Case("constant of the code", lambda net, y: y * torch.tensor([[2.0]], dtype=torch.float64)),
     Case("sum", reduced(torch.sum, -1, keepdim=True)),
     Case("mean of tokens", reduced(torch.mean, 1, keepdim=True)),
-    Case("mean", reduced(torch.mean, -1, keepdim=True), free="none"),
+    Case("mean", lambda net, y: y * y.mean(-1, keepdim=True) * share(net, y), lambda s: {"width": s.c}),
+    Case("mean of all", lambda net, y: y * y.mean() * share(net, y), lambda s: {"width": s.c}),
+    Case("mean of what is not zero", lambda net, y: y * y.sigmoid().mean(-1, keepdim=True), free="none"),
     *(Case(op.__name__, reduced(op, 1, keepdim=True)) for op in (torch.var, torch.std, torch.nanmean, torch.prod)),
     Case("variance and mean", lambda net, y: y * sum(torch.var_mean(y, 1, keepdim=True))),
     Case("deviation and mean", lambda net, y: y * sum(torch.std_mean(y, 1, keepdim=True))),
