@@ -9,16 +9,22 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from geta_core.graph.buffers import join_writes
+
 higher = torch.ops.higher_order
 
 
 def inline_regions(program: ExportedProgram) -> None:
     """Replace every ``no_grad``, ``enable_grad`` and disabled ``autocast`` region by its own operations, in place.
 
+    Buffers that are filled piece by piece become concatenations.
     What flows into a ``no_grad`` region is detached instead, so that gradients stop where they did. An enabled
     autocast region keeps its call: its operations alone would not say in which precision they run.
     """
     _inline(program.graph_module, _buffers(program))
+    join_writes(program.graph_module.graph)
+    program.graph_module.graph.lint()
+    program.graph_module.recompile()
 
 
 def _buffers(program: ExportedProgram) -> set[str]:
