@@ -57,8 +57,7 @@ table is written by `make zoo` (`python -m tests.zoo --out docs/architectures.md
   one dimension can be pruned, of all of them. For a transformer that is each projection of each attention and each
   MLP: a head that cannot be removed would leave its projections out.
 - **heads+widths**: dimensions of those weights that are heads or widths (below), of which every index can be pruned,
-  of all of them: what is to be full in a transformer. It counts neither what only a residual stream goes through
-  nor a dimension that loses a part.
+  of all of them: what is to be full in a transformer. A dimension that is prunable in part does not count as covered.
 - **capture**, **grouping**: seconds of CPU time for torch.export, and for labels, zeros and groups.
 - **cut**: `module` if the model's own class was cut, `graph` if the result is a graph module, for float / W+A.
 - **error**: largest difference found in float64.
@@ -160,6 +159,9 @@ def _uncovered(records: Iterable[Record]) -> str:
         return ""
     lines = [
         "## Heads and widths that cannot be pruned",
+        "",
+        "In families that passed, by the rule above. Where all indices of a dimension go together, there is one group that",
+        "could only be removed with the whole layer, so that nothing of it can be pruned.",
         "",
         "| family | kind | heads and widths | which | why |",
         "|---|---|---|---|---|",

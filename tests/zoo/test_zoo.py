@@ -147,3 +147,19 @@ def test_records_are_kept_one_by_one_and_make_a_table(tmp_path: Path) -> None:
     assert "**2 of 3 passed** (66.7%), 0 were refused with a clear error, 1 failed, 0 were not run" in text
     assert "| net/broken | FAILED | float: finish | a \\| b |" in text
     assert "| sound | 2 | 5 | 16 | 2 | 98% |" in text
+
+
+def test_the_page_names_heads_and_widths_that_cannot_be_pruned(tmp_path: Path) -> None:
+    """A family without any does not count as one with all; a record from before they were counted is left out."""
+    pinned = {"layers.1.q.weight[0]": ["enters a softmax"]}
+    full = Verdict("net/full", "transformer", "passed", inner=6, covered=6, native={"float": True}).json()
+    less = Verdict("net/less", "transformer", "passed", inner=6, covered=5, uncovered=pinned).json()
+    none = Verdict("net/none", "transformer", "passed").json()
+    old = {name: value for name, value in full.items() if name not in {"inner", "covered", "uncovered", "outer"}}
+    write_table(tmp_path / "table.md", [full, less, none, {**old, "family": "net/old"}])
+    text = (tmp_path / "table.md").read_text()
+    assert "Of 3 families with attention that passed, 1 have every head and MLP width prunable" in text
+    assert "not so net/less (5/6), net/none (0/0)." in text
+    assert "| net/less | transformer | 1 of 6 | `layers.1.q.weight[0]` | enters a softmax |" in text
+    assert "| 6/6 |" in text.split("| full |")[1].splitlines()[0]
+    assert "| - |" in text.split("| old |")[1].splitlines()[0]
