@@ -160,8 +160,8 @@ def _uncovered(records: Iterable[Record]) -> str:
     lines = [
         "## Heads and widths that cannot be pruned",
         "",
-        "In families that passed, by the rule above. Where all indices of a dimension go together, there is one group that",
-        "could only be removed with the whole layer, so that nothing of it can be pruned.",
+        "In families that passed, by the rule above. Where all indices of a dimension go together, there is one group",
+        "that could only be removed with the whole layer, so that nothing of it can be pruned.",
         "",
         "| family | kind | heads and widths | which | why |",
         "|---|---|---|---|---|",
