@@ -137,19 +137,21 @@ def _summary(records: Sequence[Record]) -> str:
                 f"Of {len(rows)} {name} that passed, {full} have every layer of their blocks prunable; "
                 f"median prunable share {shares[len(shares) // 2]:.0%}."
             )
-    return "\n".join(lines + _heads_and_widths([record for record in passed if record["kind"] == "transformer"]))
+    return "\n".join(lines + _heads_and_widths(passed, len(records)))
 
 
-def _heads_and_widths(records: Sequence[Record]) -> list[str]:
+def _heads_and_widths(passed: Sequence[Record], families: int) -> list[str]:
     """How many families with attention have every head and every width of an MLP prunable, and which do not."""
-    known = [record for record in records if "inner" in record]
+    known = [record for record in passed if record["kind"] == "transformer" and "inner" in record]
     if not known:
         return []
     less = [record for record in known if record["covered"] < record["inner"] or not record["inner"]]
     names = ", ".join(f"{record['family']} ({record['covered']}/{record['inner']})" for record in less)
+    whole = len(passed) - len(less)
     return [
         f"Of {len(known)} families with attention that passed, {len(known) - len(less)} have every head and MLP width "
-        f"prunable" + (f"; not so {names}." if less else ".")
+        f"prunable" + (f"; not so {names}." if less else "."),
+        f"**Where that counts as part of passing, {whole} of {families} passed ({whole / families:.1%}).**",
     ]
 
 

@@ -160,6 +160,7 @@ def test_the_page_names_heads_and_widths_that_cannot_be_pruned(tmp_path: Path) -
     text = (tmp_path / "table.md").read_text()
     assert "Of 3 families with attention that passed, 1 have every head and MLP width prunable" in text
     assert "not so net/less (5/6), net/none (0/0)." in text
+    assert "Where that counts as part of passing, 2 of 4 passed (50.0%)." in text
     assert "| net/less | transformer | 1 of 6 | `layers.1.q.weight[0]` | enters a softmax |" in text
     assert "| 6/6 |" in text.split("| full |")[1].splitlines()[0]
     assert "| - |" in text.split("| old |")[1].splitlines()[0]
