@@ -164,13 +164,15 @@ class Watched:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process was started, in ticks since the boot; None where it has ended."""
+    """Return when a process was started, in ticks since the boot; None where it has ended, or has no memory any more."""
     try:
         # The name before it may hold spaces and brackets (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]
+    state, started, memory = fields[0], fields[19], fields[20]
+    # On a busy machine it takes the system a while to take a process down whose memory is gone already.
+    return None if state in "ZX" or memory == "0" else started
 
 
 def _listening() -> dict[str, str]:
