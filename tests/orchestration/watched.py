@@ -164,7 +164,7 @@ class Watched:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process was started, in ticks since the boot; None where it has ended, or has no memory any more."""
+    """Return when a process was started, in ticks since the boot; None where it has ended, or its memory is gone."""
     try:
         # The name before it may hold spaces and brackets (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
