@@ -36,6 +36,8 @@ KINDS = (*PROCESSES, *SERVERS, DISK)
 DISK_MEGABYTES = 24
 LONGEST_OUTAGE = 8.0
 """Seconds for which a killed server stays away, at most."""
+LEAVE = 3.0
+"""Seconds that processes may still be seen after the end of the run that they belong to."""
 ENDS = 60.0
 """Seconds that the processes of a killed launcher get to end."""
 
@@ -106,6 +108,7 @@ def end_of_process(folder: Path, trial: Trial, draw: random.Random, reference: R
         code = _again(config, trial)
     if code:
         trial.faults.append(f"exit code {code}: {run.text()[-300:]}")
+    _until_gone(run, LEAVE)
     trial.faults += [f"left behind: {title}" for title in run.alive()]
     trial.faults += trainings.faults(place, reference.wanted, trainings.store_of(folder))
 
@@ -198,8 +201,8 @@ def _pause(seconds: float, run: Watched) -> None:
         time.sleep(0.02)
 
 
-def _until_gone(run: Watched) -> None:
-    until = time.monotonic() + ENDS
+def _until_gone(run: Watched, patience: float = ENDS) -> None:
+    until = time.monotonic() + patience
     while run.alive() and time.monotonic() < until:
         time.sleep(0.2)
 
