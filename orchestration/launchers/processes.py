@@ -21,7 +21,7 @@ MARK = "GETA_LAUNCH"
 GRACE = 5.0
 """Seconds that processes get to end by themselves, and again after SIGTERM."""
 AGAIN = 0.3
-"""Seconds after which nothing must be found once more: whose a process is cannot be read while it is being taken down."""
+"""Seconds until a second look, which must find nothing: whose a process is cannot be read while it is taken down."""
 
 
 def marked(launch: str) -> list[int]:
