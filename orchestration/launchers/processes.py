@@ -44,8 +44,28 @@ def marked(launch: str) -> list[int]:
 
 
 def _state(entry: Path) -> str:
-    # The name before it may hold spaces and brackets (proc(5)).
-    return (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    return _fields(entry)[0]
+
+
+def _fields(entry: Path) -> list[str]:
+    # The name before them may hold spaces and brackets (proc(5)).
+    return (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def kill_session(number: int) -> None:
+    """End what is left of a session, whatever can be read of its processes.
+
+    Args:
+        number: id of the process that began it (``start_new_session``), and that has ended: if a process has that id,
+            it is another one's by now, and nothing is done.
+    """
+    if Path(f"/proc/{number}").exists():
+        return
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            state, _, _, session = _fields(entry)[:4]
+            if int(session) == number and state not in "ZX":
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def end_marked(launch: str) -> int:

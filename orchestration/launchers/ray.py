@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from geta_core.errors import GetaError
 from orchestration.config import Config, LauncherSettings
 from orchestration.launchers.base import LaunchFolder
-from orchestration.launchers.processes import MARK, private_folder
+from orchestration.launchers.processes import MARK, kill_session, private_folder
 from orchestration.launchers.ray_driver import NOT_UP
 from orchestration.launchers.requeue import Requeues, saved_step
 from orchestration.owner import alive, owned
@@ -161,6 +161,7 @@ class Launch:
                 if driver.poll() is None:
                     driver.kill()
                 driver.wait()
+        kill_session(driver.pid)
         self._show.copy()
         return Failure(_reason(driver.returncode, self._folder, mark), tried=driver.returncode != NOT_UP)
 

@@ -21,9 +21,10 @@ from geta_core.qasso.schedule import Schedule
 from orchestration.agreement import fingerprint
 from orchestration.compose import compose
 from orchestration.launchers.base import LaunchFolder
-from orchestration.launchers.processes import MARK, end_marked, marked
+from orchestration.launchers.processes import MARK, end_marked, kill_session, marked
 from orchestration.launchers.ray import _Tail
 from orchestration.launchers.requeue import Requeues, saved_step
+from orchestration.owner import process_lives
 from orchestration.parallel import cut, refuse_sharded
 from orchestration.rundir import RunDirectory
 from orchestration.signals import StopFile, StoppedError
@@ -161,6 +162,27 @@ def test_marked_processes_are_found_and_ended(monkeypatch: pytest.MonkeyPatch) -
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+@pytest.mark.needs("proc")
+def test_what_is_left_of_a_session_is_ended() -> None:
+    code = (
+        "import subprocess, sys;"
+        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], stdout=subprocess.DEVNULL).pid)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as first:
+        assert first.stdout is not None
+        left = int(first.stdout.readline())
+        time.sleep(0.2)  # it has ended, but was not waited for: the id is still its own
+        kill_session(first.pid)
+        assert process_lives(left, time.time())
+    kill_session(first.pid)
+    until = time.monotonic() + 5
+    while process_lives(left, time.time()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not process_lives(left, time.time())
 
 
 @pytest.mark.parametrize(
