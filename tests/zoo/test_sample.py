@@ -17,8 +17,10 @@ SAMPLE = (
     "case/rotary_complex",
     "case/unfold",
     "case/weight_share_scales",
+    "timm/crossvit",
     "timm/csatv2",
     "timm/levit",
+    "torchvision/maxvit",
     "torchvision/mobilenetv3",
     "torchvision/swin_transformer",
     "torchvision/video.mvit",
@@ -40,6 +42,7 @@ SAMPLE = (
     "transformers/xlm",
     "transformers/xlm-roberta-xl",
     "transformers/xlnet",
+    "transformers/zamba",
 )
 CHECKED = [pytest.param(name, marks=pytest.mark.needs(*every()[name].needs)) for name in SAMPLE]
 
