@@ -75,6 +75,9 @@ def launchers_sheet(record: Mapping[str, Any]) -> Sheet:
     rows = []
     for (method, setting), own in sorted(cells.items()):
         done = [each for each in own if each["state"] == "complete"]
+        if not done:
+            rows.append([method, str(setting), f"0 of {len(own)}", *["-"] * (len(columns) - 3)])
+            continue
         mean = {key: Mean.of([each[key] for each in done]).mean for key in STUDY_NUMBERS}
         val, bops = (Mean.of([100 * each["values"][place] for each in done]).mean for place in (0, 1))
         row = [method, str(setting), f"{len(done)} of {len(own)}", f"{val:.2f}", f"{100 * mean['test/accuracy']:.2f}"]

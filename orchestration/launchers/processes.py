@@ -20,8 +20,6 @@ MARK = "GETA_LAUNCH"
 """Environment variable that every process of a launch inherits; its value names the launch."""
 GRACE = 5.0
 """Seconds that processes get to end by themselves, and again after SIGTERM."""
-AGAIN = 0.3
-"""Seconds until a second look, which must find nothing: whose a process is cannot be read while it is taken down."""
 
 
 def marked(launch: str) -> list[int]:
@@ -86,14 +84,9 @@ def end_marked(launch: str) -> int:
         while alive and time.monotonic() < until:
             time.sleep(0.05)
             alive = marked(launch)
-        if not alive and not _found_again(launch):
+        if not alive:
             break
     return len(told)
-
-
-def _found_again(launch: str) -> bool:
-    time.sleep(AGAIN)
-    return bool(marked(launch))
 
 
 def kill_marked(launch: str) -> None:

@@ -125,14 +125,15 @@ def test_a_study_under_several_launchers_is_shown_by_its_settings() -> None:
         | {"test/accuracy": accuracy - 0.25}
         for method, setting, seed, accuracy, state in (
             ("geta", 1, 0, 0.5, "complete"), ("geta", 0, 0, 0.75, "complete"), ("geta", 0, 1, 1.0, "complete"),
-            ("djpq", 0, 0, 0.5, "complete"), ("djpq", 0, 1, 0.0, "failed"),
+            ("djpq", 0, 0, 0.5, "complete"), ("djpq", 0, 1, 0.0, "failed"), ("pat", 0, 0, 0.0, "failed"),
         )
     ]  # fmt: skip
     sheet = launchers_sheet({"trials": trials, "launchers": {"local": {}, "ray": {}}, "differences": 0})
-    assert sheet.title == "5 trials, 4 complete, under local, ray"
+    assert sheet.title == "6 trials, 4 complete, under local, ray"
     assert [row[:5] for row in sheet.rows] == [
         ["djpq", "0", "1 of 2", "50.00", "25.00"],
         ["geta", "0", "2 of 2", "87.50", "62.50"],
         ["geta", "1", "1 of 1", "50.00", "25.00"],
+        ["pat", "0", "0 of 1", "-", "-"],
     ]
     assert sheet.rows[0][5:] == ["50.0", "4.00 / 8.00", "2.00", "100"]
