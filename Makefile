@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1); echo $$((n > 4 ? 4 : n)))
-TEST_SECONDS ?= 1500
+TEST_SECONDS ?= 1800
 RUNS ?= runs
 PORT ?= 5000
 ARGS ?=

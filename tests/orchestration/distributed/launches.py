@@ -19,9 +19,17 @@ ROOT = Path(__file__).resolve().parents[3]
 RAY = {"name": "ray", "workers": 2}
 
 
-def resolved(folder: Path, name: str, launcher: Mapping[str, Any], *more: str) -> Path:
-    """Write the configuration of a run of a float64 net with GroupNorm, in the folder ``name``."""
-    tree = configured(folder / name, "group_norm", "run.checkpoint_every=5", *more)
+def resolved(folder: Path, name: str, launcher: Mapping[str, Any], *more: str, pause: float = 0.0) -> Path:
+    """Write the configuration of a run of a float64 net with GroupNorm, in the folder ``name``.
+
+    Args:
+        folder: holds the runs of a test.
+        name: of the run.
+        launcher: its settings.
+        more: words of the command line.
+        pause: seconds before each batch.
+    """
+    tree = configured(folder / name, "group_norm", "run.checkpoint_every=5", *more, task={"pause": pause})
     tree["launcher"] = dict(launcher)
     path = folder / f"{name}-{launcher['name']}.yaml"
     path.write_text(write_yaml(tree), encoding="utf-8")

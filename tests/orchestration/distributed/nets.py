@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +19,8 @@ class Digits64(Digits):
 
     burst_at: int = -1
     """Step of the run in which that happens; -1 for never."""
+    pause: float = 0.0
+    """Seconds before each batch: what is stopped must meet a training that still goes on."""
 
     def _images(self, images: Tensor) -> Tensor:
         return super()._images(images).double()
@@ -32,6 +35,7 @@ class Digits64(Digits):
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Any:
         for step, (images, labels) in enumerate(super().train_batches(epoch, start_step), start_step):
+            time.sleep(self.pause)
             extra = torch.zeros(len(labels), dtype=torch.float64)
             if epoch * self.steps_per_epoch() + step == self.burst_at:
                 extra[-1] = float("nan")

@@ -56,7 +56,8 @@ def test_two_workers_on_two_nodes(folder: Path, there: RunningCluster) -> None:
 
 
 def test_sigterm_saves_and_another_launcher_goes_on(folder: Path, there: RunningCluster) -> None:
-    run = launch(resolved(folder, "stopped", {**RAY, **SHARING, "address": there.address}), there.environment)
+    launcher = {**RAY, **SHARING, "address": there.address}
+    run = launch(resolved(folder, "stopped", launcher, pause=0.1), there.environment)
     try:
         run.until(lambda: steps_saved(folder / "stopped") > 0)
         run.process.send_signal(signal.SIGTERM)
@@ -65,7 +66,7 @@ def test_sigterm_saves_and_another_launcher_goes_on(folder: Path, there: Running
         run.close()
     assert "stopped after step" in run.text() and not run.alive()
     assert not (folder / "stopped" / "result.json").exists()
-    more = launch(resolved(folder, "stopped", {"name": "local"}))
+    more = launch(resolved(folder, "stopped", {"name": "local"}, pause=0.1))
     assert more.wait() == 0, more.text()
     same_result(folder, "stopped")
 

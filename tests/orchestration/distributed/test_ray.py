@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> Watched:
     """A run of two workers that is copied to MLflow, one of which was killed after the first checkpoint."""
-    run = launch(resolved(folder, "killed", RAY, "tracker=mlflow"))
+    run = launch(resolved(folder, "killed", RAY, "tracker=mlflow", pause=0.1))
     try:
         run.until(lambda: steps_saved(folder / "killed") > 0)
         workers = run.find("ray::RayTrainWorker")
@@ -97,7 +97,7 @@ def test_tokens_are_shown_nowhere(folder: Path, killed: Watched) -> None:
 @pytest.mark.parametrize("victim", [HEAD, DRIVER, LAUNCHER])
 def test_kills_of_ray_and_of_the_launcher(folder: Path, victim: str) -> None:
     name = f"kill-{[HEAD, DRIVER, LAUNCHER].index(victim)}"
-    run = launch(resolved(folder, name, RAY))
+    run = launch(resolved(folder, name, RAY, pause=0.1))
     try:
         run.until(lambda: steps_saved(folder / name) > 0)
         os.kill(run.find(victim)[0], signal.SIGKILL)
@@ -110,7 +110,7 @@ def test_kills_of_ray_and_of_the_launcher(folder: Path, victim: str) -> None:
         while run.alive() and time.monotonic() < until:
             time.sleep(0.2)
         assert not run.alive()
-        again = launch(resolved(folder, name, RAY))
+        again = launch(resolved(folder, name, RAY, pause=0.1))
         assert again.wait() == 0, again.text()
     else:
         assert code == 0, run.text()
