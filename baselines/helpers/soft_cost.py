@@ -14,8 +14,8 @@ from torch import Tensor
 
 import geta_core as geta
 from geta_core.accounting import FLOAT_BITS
-from geta_core.graph.dependency import shape_of
 from geta_core.graph.labels import varying
+from geta_core.graph.sizes import shape_of
 
 
 class SoftCost:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from geta_core.accounting.products import Product, products
-from geta_core.graph.dependency import shape_of
 from geta_core.graph.groups import GroupGraph
+from geta_core.graph.sizes import shape_of
 from geta_core.quantize import QuantSite
 from geta_core.quantize.packing import packed_bytes
 from geta_core.slim.rewriting import Removal

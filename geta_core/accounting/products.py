@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from geta_core.graph.capture import Capture
-from geta_core.graph.dependency import shape_of
 from geta_core.graph.rules.contraction import einsum_terms
+from geta_core.graph.sizes import shape_of
 from geta_core.quantize import QuantSite
 
 aten = torch.ops.aten

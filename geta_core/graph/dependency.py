@@ -22,6 +22,7 @@ from geta_core.graph.labels import (
     Layers,
     Operand,
     Space,
+    are_rows,
     facing,
     from_letters,
     is_whole,
@@ -32,43 +33,12 @@ from geta_core.graph.labels import (
     varying,
 )
 from geta_core.graph.rules.base import Value, is_factory, lookup, rule_for
+from geta_core.graph.sizes import shape_of
 
 if TYPE_CHECKING:
     from geta_core.graph.streams import Mean, Meeting
 
 aten = torch.ops.aten
-
-
-def hint(size: Any) -> int:
-    """The example's value of a size that may be symbolic.
-
-    Raises:
-        GetaError: for a size that has none, because it is computed from the values of a tensor.
-    """
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    if size.node.hint is None:
-        raise GetaError(
-            f"a size in the graph ({size}) is computed from the values of a tensor, so that it has no fixed number of "
-            "indices; a forward must take sizes from shapes (experts: compute with all of them and weight the results)"
-        )
-    return int(size.node.hint)
-
-
-def shape_of(node: Any) -> tuple[int, ...]:
-    """Shape of a node's value; () for Python numbers. Symbolic sizes take the example's value."""
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return tuple(hint(size) for size in value.shape) if isinstance(value, Tensor) else ()
-
-
-def literal(value: Any) -> Any:
-    """Arguments with every symbolic size replaced by the example's value."""
-
-    def number(node: fx.Node) -> Any:
-        size = node.meta.get("val")
-        return hint(size) if isinstance(size, (int, torch.SymInt)) else node
-
-    return fx.node.map_arg(value, number)
 
 
 class Dependencies:
@@ -274,6 +244,7 @@ class Dependencies:
             fitted = [self._fitted(node, layer, i, spread, sizes, contracted, alone) for layer in spread[i]]
             spread[i] = [layer for layer in fitted if layer is not None]
         if self.heads == "head":
+            self._part_rows(node, spread)
             self._keep_heads(node, spread, contracted)
         for i, left in enumerate(spread):
             others = {dim for right in (*spread[:i], *spread[i + 1 :]) for layer in right for dim in varying(layer)}
@@ -370,6 +341,22 @@ class Dependencies:
                 layers[position] = layer
         for layers in spread:
             layers[:] = [layer for layer in layers if not any(layer is other for other in dropped)]
+
+    def _part_rows(self, node: fx.Node, spread: list[list[Tensor]]) -> None:
+        """Heads that share their inner indices, flattened with them, go one by one; what they share stays.
+
+        Such an index has two labels and would go with either, which would leave one group of all heads. It matters only
+        where the index meets a label of another operand: until then both go on, and may be parted by a view.
+        """
+        for i, layers in enumerate(spread):
+            met = {dim for other in (*spread[:i], *spread[i + 1 :]) for layer in other for dim in varying(layer)}
+            for rows, shared in itertools.permutations(list(layers), 2):
+                if varying(rows) & met and are_rows(rows, shared) and not self._is_fixed(rows, shared):
+                    self.pin(node, shared, "is shared by several heads")
+                    layers[:] = [layer for layer in layers if layer is not shared]
+
+    def _is_fixed(self, *layers: Tensor) -> bool:
+        return any(map(self.space.is_constant, layers))
 
     def _tie_within(self, layers: Sequence[Tensor], met: frozenset[int]) -> None:
         """An index with two labels (two dimensions flattened into one) that meets a third goes with either."""

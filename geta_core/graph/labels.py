@@ -216,6 +216,24 @@ def is_whole(component: Tensor, layer: Tensor, narrow: Tensor) -> bool:
     return bool((parts == rows).all()) and not bool((rows == rows.flatten()[0]).all())
 
 
+def are_rows(rows: Tensor, shared: Tensor) -> bool:
+    """Whether two labels of one dimension are those of a flattened block: of its rows, and of what all rows share.
+
+    The rows change slowest; no id may be in both.
+    """
+    if rows.shape != shared.shape or len(varying(rows)) != 1:
+        return False
+    left, right = rows.flatten(), shared.flatten()
+    if bool((left < 0).any()) or bool((right < 0).any()) or bool(torch.isin(left, right).any()):
+        return False
+    width = int((left == left[0]).sum())
+    if width in (1, len(left)) or len(left) % width:
+        return False
+    blocks, inner = left.view(-1, width), right.view(-1, width)
+    several = bool((inner[0] != inner[0, 0]).any())
+    return several and bool((blocks == blocks[:, :1]).all()) and bool((inner == inner[:1]).all())
+
+
 def facing(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs of ids at the same place, where both have one."""
     left, right = torch.broadcast_tensors(left, right)

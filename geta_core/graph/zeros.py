@@ -18,9 +18,10 @@ from torch import Tensor, fx
 
 from geta_core.graph.aliases import parts_of
 from geta_core.graph.capture import where
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Layers, Operand, collapse, from_letters, tidy, to_letters, varying
 from geta_core.graph.rules.base import Value, lookup, rule_for
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.streams import Mean
 
 ALWAYS = -2

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from geta_core.accounting import Account
-from geta_core.graph.dependency import shape_of
 from geta_core.graph.labels import varying
+from geta_core.graph.sizes import shape_of
 
 Counts = NDArray[np.int64]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from geta_core.accounting.products import Product
-from geta_core.graph.dependency import shape_of
 from geta_core.graph.groups import GroupGraph
+from geta_core.graph.sizes import shape_of
 from geta_core.inspection.ops import module_of, spelled
 from geta_core.inspection.records import Block, Kind
 from geta_core.prepared import Prepared

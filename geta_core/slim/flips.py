@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from geta_core.graph.dependency import shape_of
+from geta_core.graph.sizes import shape_of
 from geta_core.quantize import QuantSite
 from geta_core.slim.rewriting import Removal
 

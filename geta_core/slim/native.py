@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from geta_core.copying import copied
 from geta_core.graph.capture import ExampleInputs, first_line, forget_, where
-from geta_core.graph.dependency import shape_of
 from geta_core.graph.groups import GroupGraph
+from geta_core.graph.sizes import shape_of
 from geta_core.slim.cut import Keep, cut_, integer_attributes, zero_
 from geta_core.slim.graph_module import slim_graph
 from geta_core.slim.rewriting import Removal

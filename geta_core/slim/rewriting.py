@@ -11,12 +11,13 @@ from torch import Tensor, fx
 
 from geta_core.errors import PruningError
 from geta_core.graph.capture import Capture, where
-from geta_core.graph.dependency import Dependencies, hint, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import varying
 from geta_core.graph.rules import install_all
 from geta_core.graph.rules.reductions import chosen_row
 from geta_core.graph.rules.views import repeated_dims
 from geta_core.graph.rules.windows import COUNTED, argument_of_sizes
+from geta_core.graph.sizes import hint, shape_of
 from geta_core.graph.streams import settle
 from geta_core.slim.cut import Keep
 from geta_core.slim.modes import REPLACED

@@ -7,6 +7,7 @@ stay is counted as one that is not covered, never as something else. Nothing her
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, fx
 
 from geta_core.graph import GroupGraph
-from geta_core.graph.dependency import Dependencies, shape_of
-from geta_core.graph.labels import Layers, Operand, Slot, to_letters, varying
+from geta_core.graph.dependency import Dependencies
+from geta_core.graph.labels import Layers, Operand, Slot, are_rows, to_letters, varying
+from geta_core.graph.sizes import shape_of
 
 aten = torch.ops.aten
 
@@ -222,8 +224,11 @@ class Kinds:
         return torch.where(self.flags[WITHIN][parts], torch.full_like(layer, -1), layer)
 
     def _within(self, product: Product) -> Iterator[Tensor]:
-        """Labels that all heads share: they face whole heads, each of which is one component."""
+        """Labels that all heads share: they face whole heads, each of which is one component, or were flattened."""
         layers = [(i, layer) for i in range(len(product.operands)) for layer in product.layers(i)]
+        for (i, rows), (j, shared) in itertools.permutations(layers, 2):
+            if i == j and are_rows(rows, shared):
+                yield shared
         for i, layer in layers:
             for j, block in layers:
                 if i == j or not varying(layer) or not varying(layer) < varying(block):

@@ -12,9 +12,10 @@ import torch
 from torch import fx
 
 from geta_core.graph.capture import where
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Layers, Operand, tidy, varying
 from geta_core.graph.rules.base import Rule, Value, add, argument
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.zeros import Zeros, meet
 
 aten = torch.ops.aten

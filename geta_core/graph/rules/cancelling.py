@@ -13,11 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from geta_core.graph.dependency import shape_of
 from geta_core.graph.labels import Layers, tidy
 from geta_core.graph.rules.base import LabelRule, lookup, rule_for
 from geta_core.graph.rules.probing import constant, evaluate, random_values, tensor_arguments
 from geta_core.graph.rules.windows import fill
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.zeros import ALWAYS, Zeros
 
 aten = torch.ops.aten

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Layers, Operand, tidy
 from geta_core.graph.rules.base import Rule, add, add_factories
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.zeros import Zeros
 
 aten = torch.ops.aten

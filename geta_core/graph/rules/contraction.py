@@ -9,9 +9,10 @@ from torch import Tensor, fx
 
 from geta_core.errors import UnsupportedOpError
 from geta_core.graph.capture import source_line, where
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Layers, Operand, tidy, varying
 from geta_core.graph.rules.base import Rule, add, argument
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.zeros import Zeros, meet
 
 aten = torch.ops.aten

@@ -10,13 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.rules.along import results
 from geta_core.graph.rules.base import Rule, Value, add, lookup
 from geta_core.graph.rules.pointwise import ELEMENTWISE
 from geta_core.graph.rules.probing import evaluate, random_values, tensor_arguments
 from geta_core.graph.rules.reductions import passing_zeros, reduced_dims, statistic_labels, sum_labels
 from geta_core.graph.rules.windows import LIKE, fill
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.zeros import Zeros
 
 aten = torch.ops.aten

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx
 
 from geta_core.graph.capture import where
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Layers, Operand, collapse, tidy, varying
 from geta_core.graph.rules.base import Rule, add, argument
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.streams import Mean
 from geta_core.graph.zeros import Zeros, meet
 

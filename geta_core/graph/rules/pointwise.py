@@ -7,11 +7,12 @@ import operator
 import torch
 from torch import Tensor, fx
 
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Layers, aligned, tidy
 from geta_core.graph.rules.base import Rule, Value, add
 from geta_core.graph.rules.cancelling import cancelled
 from geta_core.graph.rules.probing import constant, tensor_arguments, unbounded_at_zero, zeroing_subsets
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.zeros import Zeros, meet
 
 aten = torch.ops.aten

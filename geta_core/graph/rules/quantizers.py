@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Layers, Operand
 from geta_core.graph.rules.base import Rule, add, argument
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.zeros import Zeros
 
 aten = torch.ops.aten

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from geta_core.graph.capture import Capture, where
-from geta_core.graph.dependency import Dependencies, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Layers, tidy, varying
 from geta_core.graph.rules.along import positions, results
 from geta_core.graph.rules.base import Rule, Value, add, argument
 from geta_core.graph.rules.norms import statistic
+from geta_core.graph.sizes import shape_of
 from geta_core.graph.zeros import Zeros
 
 aten = torch.ops.aten

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx
 
 from geta_core.graph.capture import where
-from geta_core.graph.dependency import Dependencies, literal, shape_of
+from geta_core.graph.dependency import Dependencies
 from geta_core.graph.labels import Layers, tidy, varying
 from geta_core.graph.rules.along import positions
 from geta_core.graph.rules.base import Rule, Value, add, add_factories
+from geta_core.graph.sizes import literal, shape_of
 from geta_core.graph.zeros import ALWAYS, Zeros
 
 aten = torch.ops.aten

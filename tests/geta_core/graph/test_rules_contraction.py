@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from geta_core.graph.labels import are_rows
 from tests.geta_core.graph.nets import (
     Body,
     Net,
@@ -18,6 +19,7 @@ from tests.geta_core.graph.nets import (
     image,
     image_net,
     parameter,
+    pinned,
     prepared64,
     prunable,
     token_net,
@@ -126,7 +128,7 @@ PRODUCTS: dict[str, tuple[Body, dict[str, tuple[int, ...]], int, int]] = {
         5,
         5,
     ),
-    "weight of heads": (lambda net, y: torch.einsum("btc,hdc->bthd", y, net.w).flatten(2), {"w": (3, 2, 6)}, 6, 1),
+    "weight of heads": (lambda net, y: torch.einsum("btc,hdc->bthd", y, net.w).flatten(2), {"w": (3, 2, 6)}, 6, 3),
     "slice of a weight": (lambda net, y: y @ net.w[:, :5], {"w": (6, 8)}, 5, 5),
     "two weights joined": (lambda net, y: F.linear(y, torch.cat([net.w, net.v])), {"w": (3, 6), "v": (2, 6)}, 5, 3),
     "sum of weights": (lambda net, y: F.linear(y, net.w + net.v), {"w": (5, 6), "v": (5, 6)}, 5, 5),
@@ -270,6 +272,94 @@ def test_shared_keys_and_values() -> None:
         ("v.bias", 3),
     }
     assert_sound(prepared, tokens())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_heads_of_queries_go_one_by_one_where_all_read_the_same_values(fused: bool) -> None:
+    """Multi-query attention: index (h, d) of the flattened result goes with head h; value d is every head's: it stays.
+
+    The angles, which are the same for all heads, make a head of queries a whole.
+    """
+
+    def body(net: Any, y: Tensor) -> Tensor:
+        if fused:
+            heads = net.q(y).unflatten(-1, (5, -1)).transpose(1, 2)
+            q, k, v = heads[:, :-2], heads[:, [-2]], heads[:, [-1]]
+        else:
+            q, k, v = (layer(y).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        angles = (torch.arange(7)[:, None] * torch.linspace(1, 2, 4)).cos()
+        return net.m(F.scaled_dot_product_attention(q * angles, k * angles, v).transpose(1, 2).flatten(2))
+
+    layers = {"q": nn.Linear(6, 20 if fused else 12), "k": nn.Linear(6, 4), "v": nn.Linear(6, 4)}
+    prepared = prepared64(token_net(body, out=6, **layers, m=nn.Linear(12, 6)), tokens())
+    groups = prunable(prepared, "q.weight")
+    assert [{(m.name, m.dim, m.indices) for m in group.members} for group in groups] == [
+        {
+            (name, dim, tuple(range(4 * head, 4 * head + 4)))
+            for name, dim in (("q.weight", 0), ("q.bias", 0), ("m.weight", 1))
+        }
+        for head in range(3)
+    ]
+    assert not prunable(prepared, "v.weight")
+    if not fused:
+        (why,) = {group.pinned for group in pinned(prepared, "v.weight")}
+        assert why is not None and why.startswith("is shared by several heads, at m")
+    assert_sound(prepared, tokens())
+
+
+def test_blocks_of_a_gate_go_one_by_one() -> None:
+    """A block-diagonal map of the channels gates them: a block goes with its own matrix, whose insides stay."""
+
+    def body(net: Any, y: Tensor) -> Tensor:
+        x = net.x(y)
+        blocks = x.reshape(-1, 3, 4).transpose(0, 1)
+        gate = torch.baddbmm(net.bias[:, None], blocks, net.blocks).transpose(0, 1).reshape(x.shape)
+        return net.m(x * gate.sigmoid())
+
+    layers = {"x": nn.Linear(6, 12), "m": nn.Linear(12, 6), "blocks": parameter(3, 4, 4), "bias": parameter(3, 4)}
+    prepared = prepared64(token_net(body, out=6, **layers), tokens())
+    groups = prunable(prepared, "x.weight")
+    assert [{(m.name, m.dim, m.indices) for m in group.members} for group in groups] == [
+        {
+            *(
+                (name, dim, tuple(range(4 * block, 4 * block + 4)))
+                for name, dim in (("x.weight", 0), ("x.bias", 0), ("m.weight", 1))
+            ),
+            *((name, 0, (block,)) for name in ("blocks", "bias")),
+        }
+        for block in range(3)
+    ]
+    assert_sound(prepared, tokens())
+
+
+def test_two_labels_that_meet_nothing_both_go_on() -> None:
+    """What a view parts again is not decided where it was flattened: rows and what they share go by themselves."""
+
+    def body(net: Any, y: Tensor) -> Tensor:
+        flat = (net.x(y)[..., :, None] * net.z(y)[..., None, :]).flatten(2).relu()
+        return net.m(flat.unflatten(-1, (3, 4)).sum(-2))
+
+    layers = {"x": nn.Linear(6, 3), "z": nn.Linear(6, 4), "m": nn.Linear(4, 6)}
+    prepared = prepared64(token_net(body, out=6, **layers), tokens())
+    assert len(prunable(prepared, "z.weight")) == 4
+    assert_sound(prepared, tokens())
+
+
+@given(rows=st.integers(2, 5), width=st.integers(2, 5), data=st.data())
+def test_rows_and_what_they_share_are_told_by_their_places(rows: int, width: int, data: st.DataObject) -> None:
+    names = data.draw(st.permutations(range(rows + width)))
+    outer, inner = torch.tensor(names[:rows]), torch.tensor(names[rows:])
+    left, right = outer.repeat_interleave(width), inner.repeat(rows)
+    assert are_rows(left, right) and not are_rows(right, left)
+    place = data.draw(st.integers(0, rows * width - 1))
+    for layer in (left, right):
+        for other in (-1, rows + width):
+            changed = layer.clone()
+            changed[place] = other
+            pair = (changed, right) if layer is left else (left, changed)
+            assert not are_rows(*pair)
+    assert not are_rows(left, outer[0] + torch.zeros_like(left))
+    assert not are_rows(left, torch.where(right == inner[0], outer[0], right)), "an id in both"
 
 
 def test_every_row_of_a_group_convolution_is_zeroed() -> None:
