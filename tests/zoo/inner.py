@@ -227,8 +227,10 @@ class Kinds:
         """Labels that all heads share: they face whole heads, each of which is one component, or were flattened."""
         layers = [(i, layer) for i in range(len(product.operands)) for layer in product.layers(i)]
         for (i, rows), (j, shared) in itertools.permutations(layers, 2):
+            # Rows that go with what they share are no heads: nothing of such a dimension can be removed.
             if i == j and are_rows(rows, shared):
-                yield shared
+                together = torch.isin(self.graph.component[shared], self.graph.component[rows])
+                yield from () if bool(together.any()) else (shared,)
         for i, layer in layers:
             for j, block in layers:
                 if i == j or not varying(layer) or not varying(layer) < varying(block):

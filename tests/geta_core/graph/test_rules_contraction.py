@@ -345,6 +345,25 @@ def test_two_labels_that_meet_nothing_both_go_on() -> None:
     assert_sound(prepared, tokens())
 
 
+def test_rows_that_go_together_anyway_leave_what_they_share_in_their_group() -> None:
+    """Pinning what they share would gain nothing: two rows that are added to each other are one group with it."""
+
+    def body(net: Any, y: Tensor) -> Tensor:
+        x = net.x(y)
+        rows = x + x.flip(-1)
+        return net.m((rows[..., :, None] * net.z(y)[..., None, :]).flatten(2))
+
+    layers = {"x": nn.Linear(6, 2), "z": nn.Linear(6, 4), "m": nn.Linear(8, 6)}
+    prepared = prepared64(token_net(body, out=6, **layers), tokens())
+    (group,) = prunable(prepared, "x.weight")
+    assert prunable(prepared, "z.weight") == [group]
+    assert {(m.name, m.dim, len(m.indices)) for m in group.members if m.name.endswith("weight")} == {
+        ("x.weight", 0, 2),
+        ("z.weight", 0, 4),
+        ("m.weight", 1, 8),
+    }
+
+
 @given(rows=st.integers(2, 5), width=st.integers(2, 5), data=st.data())
 def test_rows_and_what_they_share_are_told_by_their_places(rows: int, width: int, data: st.DataObject) -> None:
     names = data.draw(st.permutations(range(rows + width)))
