@@ -28,8 +28,15 @@ LINES = ("val/accuracy", "train/loss", "group_sparsity", "weight_bits")
 
 def set_view(client: Any, experiment: str) -> None:
     """Give an experiment the view; one that is there is left as it is."""
-    if TAG not in client.get_experiment(experiment).tags:
+    from mlflow.exceptions import MlflowException
+
+    if TAG in client.get_experiment(experiment).tags:
+        return
+    try:
         client.set_experiment_tag(experiment, TAG, json.dumps(view(), separators=(",", ":")))
+    except MlflowException:  # runs that begin together write the same row at the same time: one of them is refused
+        if TAG not in client.get_experiment(experiment).tags:
+            raise
 
 
 def view_address(server: str, experiment: str, charts: bool = False) -> str:

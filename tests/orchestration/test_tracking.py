@@ -22,7 +22,7 @@ from orchestration.tracking.jsonl import JOURNAL, Journal, Tail
 from orchestration.tracking.mlflow import MlflowTracker
 from orchestration.tracking.store import open_store, sqlite_path
 from orchestration.tracking.system import Sampler, gpu_metrics
-from orchestration.tracking.views import BARS, TAG
+from orchestration.tracking.views import BARS, TAG, set_view
 from tests.orchestration.tracked import TAGS, copies, history, write_result, write_run, written
 
 
@@ -340,3 +340,28 @@ def test_the_view_names_metrics_that_runs_have(tmp_path: Path, store: str) -> No
     sections = {section["uuid"] for section in state["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
     assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == len(state["compareRunCharts"])
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_run_whose_view_another_one_wrote_at_the_same_moment_goes_on(tmp_path: Path, faster: bool) -> None:
+    """The store refuses the second of two equal rows; what it refuses for another reason is an error."""
+    from mlflow.exceptions import MlflowException
+
+    client, experiment = open_store(f"sqlite:///{tmp_path / 'mlflow.db'}", "raced")
+
+    class Refused:
+        """The store, in which another run is always a moment faster, or which is broken."""
+
+        get_experiment = client.get_experiment
+
+        def set_experiment_tag(self, *row: str) -> None:
+            if faster:
+                client.set_experiment_tag(*row)
+            raise MlflowException("UNIQUE constraint failed: experiment_tags.key, experiment_tags.experiment_id")
+
+    if faster:
+        set_view(Refused(), experiment)
+        assert TAG in client.get_experiment(experiment).tags
+    else:
+        with pytest.raises(MlflowException, match="UNIQUE"):
+            set_view(Refused(), experiment)
