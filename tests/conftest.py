@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 if required.intersection(lacking):
                     item.stash[_ABSENT] = f"GETA_REQUIRE forbids this skip: {reason}"
                 else:
-                    item.add_marker(pytest.mark.skip(reason=reason))
+                    item.add_marker(pytest.mark.skip(reason=reason))  # it fails instead if GETA_REQUIRE names it
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
     if not config.getoption("--long"):

@@ -72,7 +72,9 @@ class LibrarySteps:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError("these runs are never interrupted")
+        raise NotImplementedError(
+            "these runs are never interrupted"
+        )  # a check of the library keeps no state of its own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.structure.sources import ROOT, sources
 
+# The names by which a test could be left out: this file finds their uses.
 SKIPS = {"skip", "skipif", "importorskip", "SkipTest", "xfail"}
 
 

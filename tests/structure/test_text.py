@@ -48,4 +48,4 @@ def test_the_text_is_about_the_project() -> None:
 def test_each_pattern_finds_its_case() -> None:
     cases = ["see /ho" + "me/me/x", "python ../sha" + "red/x.py", "# TO" + "DO later", "a proto" + "type of it"]
     assert [what for case in cases for _, what in _findings(case)] == list(PATTERNS)
-    assert not _findings("GET /api/2.0/home/x at https://host/home/ and runs/work/1, a hacksaw")
+    assert not _findings("GET /api/2.0/ho" + "me/x at https://host/ho" + "me/ and runs/wo" + "rk/1, a hacksaw")

@@ -108,7 +108,7 @@ def test_a_full_schedule_runs_where_values_do_not_exist() -> None:
         optimizer.step()
     assert optimizer.finished
     assert optimizer.pruned.is_meta
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises((RuntimeError, NotImplementedError)):  # what torch says of a meta tensor asked for values
         optimizer.pruned_groups()
 
 

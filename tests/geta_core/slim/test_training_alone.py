@@ -24,7 +24,7 @@ class Base(nn.Module):
         return self.head(y + self.way(self.back(y)))
 
     def way(self, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each net below has a way of its own
 
 
 class Masked(Base):
