@@ -169,7 +169,7 @@ def _slim(
     keep: dict[tuple[str, int], Tensor],
     inexact: int,
 ) -> _Made:
-    exact = inexact == 0
+    exact, heads = inexact == 0, prepared.config.heads
     inputs, inputs64 = prepared.inputs, as_double(prepared.inputs)
     forget_(work)
     work64, sites64 = copied((work, sites))
@@ -178,14 +178,14 @@ def _slim(
     with new_tensors(torch.float64):
         _check_double(work64, inputs64)
         changes, refusal = slim_native(baked64, prepared.graph, dead, keep, inputs64, exact=exact)
-        model64, trains = _cut(baked64, inputs64, keep, changes)
+        model64, trains = _cut(baked64, inputs64, keep, changes, heads)
         smoothed = any(site.kind == "input" for site in sites)
         rounded = _gap64(work64, model64, inputs64, trains, smoothed)
         error64 = rounded if rounded.worst <= TOLERANCE_64 else _unrounded(work64, model64, inputs64, trains, smoothed)
     model, error32 = model64, rounded
     # In another default type the forward may make other constants.
     if not (_is_double(work) and torch.get_default_dtype() == torch.float64):
-        model, trains = _cut(baked, inputs, keep, changes)
+        model, trains = _cut(baked, inputs, keep, changes, heads)
         error32 = _compared(work, model, inputs, trains)
     flips = flipped_share(prepared, work, model, sites, dead)
     if exact:
@@ -194,10 +194,14 @@ def _slim(
 
 
 def _cut(
-    baked: nn.Module, inputs: ExampleInputs, keep: dict[tuple[str, int], Tensor], changes: tuple[Change, ...] | None
+    baked: nn.Module,
+    inputs: ExampleInputs,
+    keep: dict[tuple[str, int], Tensor],
+    changes: tuple[Change, ...] | None,
+    heads: str,
 ) -> tuple[nn.Module, str]:
     """The smaller model, and why its train mode is not the model's own."""
-    return slim_graph(baked, inputs, keep) if changes is None else (apply_(baked, keep, changes), "")
+    return slim_graph(baked, inputs, keep, heads) if changes is None else (apply_(baked, keep, changes), "")
 
 
 def _compared(zeroed: nn.Module, slim: nn.Module, inputs: ExampleInputs, trains: str) -> Difference:

@@ -137,13 +137,14 @@ def batch_size(inputs: ExampleInputs) -> int:
     return int(next(leaf.shape[0] for leaf in inputs.leaves() if isinstance(leaf, Tensor) and leaf.dim() > 0))
 
 
-def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep) -> tuple[fx.GraphModule, str]:
+def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep, heads: str) -> tuple[fx.GraphModule, str]:
     """A graph module with smaller parameters that computes what ``model`` computes with the cut indices at zero.
 
     Args:
         model: a model without parametrizations; it is not changed.
         inputs: example inputs in the model's dtype.
         keep: indices that stay.
+        heads: how attention is pruned, as in the configuration that ``keep`` was chosen with.
 
     Returns:
         The module, and why its train mode is that of ``eval()`` (but for normalizations); empty if it is the model's.
@@ -156,7 +157,7 @@ def slim_graph(model: nn.Module, inputs: ExampleInputs, keep: Keep) -> tuple[fx.
         module, captured, refusal = _switchable(copied(model), inputs, CLOSE_64, own_backward=True)
     except GetaError as error:
         raise PruningError(f"the model's own class cannot be cut, and {error}") from error
-    rewrite(module, captured, keep)
+    rewrite(module, captured, keep, heads)
     cut_(module, keep)
     module.recompile()
     return module, refusal

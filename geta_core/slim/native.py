@@ -105,7 +105,7 @@ def slim_native(
     if reason:
         return None, reason
     generic = _generic(baked64, graph, dead, inputs64)
-    reference = generic if exact else slim_graph(generic, inputs64, keep)[0]
+    reference = generic if exact else slim_graph(generic, inputs64, keep, graph.first.heads)[0]
     for changes in _attempts(candidates(baked64, graph, dead)):
         trial = copied(generic)
         try:

@@ -27,14 +27,15 @@ LAST = torch.iinfo(torch.int64).max
 """End of a slice that leaves nothing out at the end, as torch.export writes it."""
 
 
-def rewrite(module: fx.GraphModule, captured: Capture, keep: Keep) -> None:
+def rewrite(module: fx.GraphModule, captured: Capture, keep: Keep, heads: str) -> None:
     """Rewrite the numbers of a dynamic graph that stand for cut sizes.
 
     The graph of ``module`` mirrors that of ``captured``, which carries shapes; nodes correspond by name, or by the name
-    of the one that they replace.
+    of the one that they replace. ``heads`` is the policy that chose ``keep``: only with it do the labels of what heads
+    share (their scores) say what is gone.
     """
     install_all()
-    first = Dependencies(captured, "head", True)
+    first = Dependencies(captured, heads, True)
     first.run()
     settle(first)
     flags = torch.zeros(first.space.size, dtype=torch.bool)

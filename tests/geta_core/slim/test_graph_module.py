@@ -64,6 +64,18 @@ class LiteralReshape(Base):
         return self.head(self.drop(self.proj(mixed).mean(1)))
 
 
+class LiteralScores(LiteralReshape):
+    """The scores by hand, and heads and batch in one dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.features(x).flatten(2).transpose(1, 2)
+        B, N = y.shape[:2]
+        q, k, v = self.qkv(y).reshape(B, N, 3, 4, 2).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-2, -1)).reshape(B * 4, N, N).softmax(-1)
+        mixed = (scores.reshape(B, 4, N, N) @ v).transpose(1, 2).reshape(B, N, 8)
+        return self.head(self.drop(self.proj(mixed).mean(1)))
+
+
 class LiteralSplit(Base):
     def __init__(self) -> None:
         super().__init__(
@@ -112,6 +124,8 @@ NETS: dict[str, tuple[type[Base], dict[str, Any]]] = {
     "literal view": (LiteralView, {}),
     "literal reshape": (LiteralReshape, {}),
     "literal reshape, inside heads": (LiteralReshape, {"heads": "head_dim"}),
+    "literal scores": (LiteralScores, {}),
+    "literal scores, inside heads": (LiteralScores, {"heads": "head_dim"}),
     "literal split": (LiteralSplit, {}),
     "uneven chunks": (UnevenChunks, {"heads": "head_dim"}),
     "multi-head attention": (LiteralHeads, {}),
@@ -126,9 +140,14 @@ def made(name: str) -> tuple[Prepared, geta.Compressed, Tensor]:
     torch.manual_seed(0)
     kind, settings = NETS[name]
     prepared = prepared64(kind(), image(), **settings)
-    # Two channels of the first chunk alone: what is left does not split evenly.
-    uneven = prunable(prepared, "heads.0.weight", 1)[:2] if kind is UnevenChunks else None
-    prepared.zero_(uneven or choose(prepared, 1))
+    if kind is UnevenChunks:
+        # Two channels of the first chunk alone: what is left does not split evenly.
+        prepared.zero_(prunable(prepared, "heads.0.weight", 1)[:2])
+    elif name == "literal scores, inside heads":
+        # The first index of every head, which may not be taken for the heads.
+        prepared.zero_([*prunable(prepared, "qkv.weight", 0)[:1], *prunable(prepared, "stem.weight", 0)[:3]])
+    else:
+        prepared.zero_(choose(prepared, 1))
     assert prepared.zero_groups() >= 2
     compressed = geta.finish(prepared)
     report = compressed.report

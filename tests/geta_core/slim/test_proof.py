@@ -102,7 +102,7 @@ def test_inexact_removal_is_still_removal(name: str) -> None:
     assert compressed.report.inexact >= 1
     assert compressed.report.max_error64 > 1e-3
     assert heads(compressed.model) == [2, 2]
-    graph, _ = slim_graph(copy.deepcopy(prepared.model), ExampleInputs.of(inputs), compressed.keep)
+    graph, _ = slim_graph(copy.deepcopy(prepared.model), ExampleInputs.of(inputs), compressed.keep, "head")
     batch = fresh(rows(inputs, 3))
     assert gap(run(graph, batch), run(compressed.model, batch)) <= 1e-10
 
