@@ -1,8 +1,7 @@
 """First pass over the graph: labels flow, and every operation ties the indices that must be removed together.
 
-Source: the dependency graph of arXiv:2502.16638 (QADG). A quantizer is one node whose labels pass through, so
-quantized and
-float models have the same groups.
+Source: the dependency graph of arXiv:2502.16638 (QADG). A quantizer is one node whose labels pass through,
+so quantized and float models have the same groups.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class Dependencies:
         """Where two activations face each other."""
         self.roots: dict[fx.Node, fx.Node] = {}
         """The value that a view shows a part or another shape of."""
-        self._open: list[tuple[fx.Node, Tensor, Tensor, str]] = []
+        self.left_open: list[tuple[fx.Node, Tensor, Tensor, str]] = []
         """Contractions of blocks by what their rows share: the layer, its narrowed form, and the message of the tie."""
         self._shared: list[tuple[fx.Node, Tensor, Tensor]] = []
         """What faces a block element by element, the same for each of its rows: node, block, and the layer of rows."""
@@ -104,23 +103,25 @@ class Dependencies:
     def run(self) -> None:
         """Visit every node in order; once more where heads turn out to be whole that share a parameter.
 
-        Where the heads of a value meet a parameter that all of them share (a table of relative positions), either the
-        same index goes from every head and from the parameter, or a head goes whole and the parameter stays. What else
-        is done with the heads decides: if it makes each of them a whole, so they are.
+        Where the heads of a value meet a parameter that all of them share (a table of relative positions), the same
+        index goes from every head and from the parameter; but where anything else that is done with the heads makes
+        each of them a whole, a head goes whole and the parameter stays.
         """
         while True:
             self._start()
             self._visit_all()
             if self._joins():
                 continue
-            whole = self._whole_heads() if self.heads == "head" and (self._open or self._shared) else set()
+            whole = self._whole_heads()
+            if not whole and self._shared:
+                while self._shared:
+                    self._face(*self._shared.pop(0))
+                whole = self._whole_heads()  # what faces a head may have made it a whole
             if not whole:
                 break
             self.whole |= whole
-        for _, layer, narrow, message in self._open:
+        for _, layer, narrow, message in self.left_open:
             self.space.tie(layer, narrow, message)
-        for node, block, shared in self._shared:
-            self._face(node, block, shared)
 
     def _joins(self) -> bool:
         """Find rows that are one component or must stay: pinning what they share gains nothing there."""
@@ -135,12 +136,13 @@ class Dependencies:
         return bool(found)
 
     def _whole_heads(self) -> set[fx.Node | tuple[fx.Node, frozenset[int]]]:
-        _, component = self.space.components()
         found: set[fx.Node | tuple[fx.Node, frozenset[int]]] = set()
-        found.update(node for node, layer, narrow, _ in self._open if is_whole(component, layer, narrow))
+        if self.heads != "head" or not (self.left_open or self._shared):
+            return found
+        _, component = self.space.components()
+        found.update(node for node, layer, narrow, _ in self.left_open if is_whole(component, layer, narrow))
         for node, block, shared in self._shared:
-            row = narrowed(block, varying(block) - varying(shared))
-            if is_whole(component, block, row):
+            if is_whole(component, block, narrowed(block, varying(block) - varying(shared))):
                 found.add((node, varying(shared)))
         return found
 
@@ -180,8 +182,7 @@ class Dependencies:
 
     def tracked(self, node: fx.Node) -> bool:
         """Whether a call makes a tensor of labelled inputs; sizes and everything without labels stay untracked."""
-        value = node.meta.get("val")
-        tensors = isinstance(value, (Tensor, list, tuple))
+        tensors = isinstance(node.meta.get("val"), (Tensor, list, tuple))
         return tensors and (is_factory(node.target) or any(self.values.get(source) for source in node.all_input_nodes))
 
     def _unruled(self, node: fx.Node) -> bool:
@@ -333,7 +334,7 @@ class Dependencies:
             if self.heads == "head" and (shared == outer or node in self.whole):
                 return self.space.tie_across(layer, inner, message)
             narrow = narrowed(layer, outer)
-            self._open.append((node, layer, narrow, message))
+            self.left_open.append((node, layer, narrow, message))
             return narrow
         return layer
 

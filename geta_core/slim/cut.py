@@ -28,13 +28,27 @@ def cut_(model: nn.Module, keep: Keep) -> None:
         if name in per_name:
             smaller[id(tensor)] = cut_tensor(tensor, per_name[name])
     before = {module: _sizes(module) for module in model.modules()}
+    groups = _groups_left(model, {id(t): per_name[n] for n, t in model.named_parameters() if n in per_name})
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
                 if value is not None and id(value) in smaller:
                     cast(dict[str, Tensor], held)[name] = smaller[id(value)]
+    for module, left in groups.items():
+        module.groups = left
     for module in model.modules():
         _follow(module, before[module])
+
+
+def _groups_left(model: nn.Module, cuts: Mapping[int, list[tuple[int, Tensor]]]) -> dict[Any, int]:
+    """The groups of which any row is left, of each grouped convolution whose weight loses rows."""
+    return {
+        module: len((index // (len(module.weight) // module.groups)).unique())
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+        for dim, index in cuts.get(id(module.weight), ())
+        if dim == 0
+    }
 
 
 def cut_tensor(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
@@ -53,17 +67,11 @@ def _sizes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _conv(module: Any, old: tuple[int, ...]) -> None:
-    new = module.weight.shape
-    if old[1] == 1 and module.groups > 1:
-        module.groups = module.groups * new[0] // old[0]
-    module.in_channels, module.out_channels = module.groups * new[1], new[0]
+    module.in_channels, module.out_channels = module.groups * module.weight.shape[1], module.weight.shape[0]
 
 
 def _conv_transposed(module: Any, old: tuple[int, ...]) -> None:
-    new = module.weight.shape
-    if module.groups > 1 and old[0] == module.groups and old[1] == 1:
-        module.groups = new[0]
-    module.in_channels, module.out_channels = new[0], module.groups * new[1]
+    module.in_channels, module.out_channels = module.weight.shape[0], module.groups * module.weight.shape[1]
 
 
 def _linear(module: Any, old: tuple[int, ...]) -> None:

@@ -218,8 +218,9 @@ def _conv(removal: Removal, node: fx.Node, twin: fx.Node) -> None:
     groups = int(cast(int, node.args[6])) if len(node.args) > 6 else int(cast(int, node.kwargs.get("groups", 1)))
     x, w = cast(fx.Node, node.args[0]), shape_of(node.args[1])
     channel = len(shape_of(x)) - (len(w) - 1)
-    if groups > 1 and shape_of(x)[channel] == groups:
-        kept = removal.size(x, channel)
+    if groups > 1:
+        # Groups of which nothing is left go; of the others, each lost as many channels.
+        kept = int((~removal.gone(x, channel)).view(groups, -1).any(1).sum())
         if len(node.args) > 6:
             twin.args = (*twin.args[:6], kept, *twin.args[7:])
         else:

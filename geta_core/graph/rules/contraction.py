@@ -164,7 +164,8 @@ def _conv_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     ]
     depthwise = groups > 1 and x_operand.shape[1] == 1 and out_shape[1] == 1 and in_shape[0] * out_shape[0] >= groups
     if groups > 1 and not depthwise:
-        operands = [_equal_groups(ctx, node, operand) for operand in operands]
+        narrowed = _whole_groups if node in ctx.whole else _equal_groups
+        operands = [narrowed(ctx, node, operand) for operand in operands]
     found = ctx.combine(node, operands, (0, 2))
     total = sizes[1] * groups if transposed else sizes[0]
     shape = [1] * len(shape_of(node))
@@ -176,14 +177,34 @@ def _conv_labels(ctx: Dependencies, node: fx.Node) -> Layers:
 
 
 def _equal_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand:
-    """Every group of a grouped convolution keeps the same number of channels: the same index goes from each."""
-    message = f"must leave equal groups, at {where(node)}"
-    if not operand.data and node in ctx.capture.data:
-        # The ties below narrow the layers to one group; the rows of the others reach the result as well.
-        ctx.passed += [layer[layer >= 0] for layer in operand.layers if operand.letters == (0, 2)]
-    layers = tuple(ctx.space.tie_across(layer, (0,), message) for layer in operand.layers)
-    shape = (1, operand.shape[1])
-    return Operand(layers, operand.letters, shape, operand.data)
+    """Every group of a grouped convolution keeps the same number of channels: the same index goes from each.
+
+    The ties from group to group are left open first: channels may turn out to be heads, one or several groups each.
+    """
+    message, made = f"must leave equal groups, at {where(node)}", operand.letters == (0, 2)
+    if not operand.data and made and node in ctx.capture.data:
+        # A layer that is narrowed to one group here: the rows of the others reach the result as well.
+        ctx.passed += [layer[layer >= 0] for layer in operand.layers]
+    layers, shape = [], operand.shape if made else (1, operand.shape[1])
+    for layer in operand.layers:
+        if ctx.heads == "head" and len(varying(layer)) > 1:
+            first = layer.narrow(0, 0, 1)
+            ctx.left_open.append((node, layer, first, message))
+            layers.append(layer if made else first)
+        else:
+            layers.append(ctx.space.tie_across(layer, (0,), message))
+    return Operand(tuple(layers), operand.letters, shape, operand.data)
+
+
+def _whole_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand:
+    """The groups of a convolution of heads go with the heads; what each reads and makes inside stays."""
+    layers = []
+    for layer in operand.layers:
+        if 0 in varying(layer):
+            layers.append(ctx.space.tie_across(layer, (1,), f"shares a group with others, at {where(node)}"))
+        else:
+            ctx.pin(node, layer, "is shared by several heads")
+    return Operand(tuple(layers), operand.letters, operand.shape, operand.data)
 
 
 def _conv_zeros(ctx: Zeros, node: fx.Node) -> Layers:

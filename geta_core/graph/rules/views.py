@@ -268,21 +268,29 @@ def _padded(layers: Layers, shape: Sequence[int], amounts: list[int], fill: int,
 
 
 def _pad_labels(ctx: Dependencies, node: fx.Node) -> Layers:
+    """A pad inside a head belongs to the head, which goes as a whole; any other has no label."""
     amounts, _ = _pad_amounts(node)
-    return _padded(ctx.layers(node.args[0]), shape_of(node.args[0]), amounts, -1, anywhere=False)
+    layers = ctx.layers(node.args[0])
+    if ctx.heads == "head":
+        why = f"is padded inside its head, at {where(node)}"
+        inner = [varying(layer) & _padded_dims(layer, amounts) for layer in layers]
+        layers = tuple(
+            ctx.space.tie_across(layer, dims, why) if dims and varying(layer) - dims else layer
+            for layer, dims in zip(layers, inner, strict=True)
+        )
+    return _padded(layers, shape_of(node.args[0]), amounts, -1, anywhere=False)
 
 
 def _pad_zeros(ctx: Zeros, node: fx.Node) -> Layers:
     amounts, value = _pad_amounts(node)
     fill = ALWAYS if value == 0 else -1
     if value is None:
-        return tuple(layer for layer in ctx.zeros(node.args[0]) if not _touches(layer, amounts))
+        return tuple(layer for layer in ctx.zeros(node.args[0]) if not varying(layer) & _padded_dims(layer, amounts))
     return _padded(ctx.zeros(node.args[0]), shape_of(node.args[0]), amounts, fill, anywhere=value != 0)
 
 
-def _touches(layer: Tensor, amounts: list[int]) -> bool:
-    padded = {layer.dim() - 1 - i // 2 for i in range(len(amounts)) if amounts[i]}
-    return bool(varying(layer) & padded)
+def _padded_dims(layer: Tensor, amounts: list[int]) -> set[int]:
+    return {layer.dim() - 1 - i // 2 for i in range(len(amounts)) if amounts[i]}
 
 
 def install() -> None:

@@ -100,6 +100,19 @@ def in_the_batch(net: Any, x: Tensor) -> Tensor:
     return net.proj((v @ scores.softmax(-1).mT).reshape(x.shape[0], -1, 7).transpose(1, 2))
 
 
+def padded(net: Any, x: Tensor) -> Tensor:
+    """Linear attention, with the sum of the weights as one more column of the values."""
+    q, k, v = split(net, x)
+    mixed = q.relu() @ (k.relu().mT @ nn.functional.pad(v, (0, 1), value=1.0))
+    return net.proj((mixed[..., :-1] / (mixed[..., -1:] + 0.1)).transpose(1, 2).flatten(2))
+
+
+def grouped(net: Any, x: Tensor) -> Tensor:
+    """Queries, keys and values of each head are groups of one convolution, so that both its sides go by heads."""
+    q, k, v = net.mix(net.qkv(x).mT).mT.unflatten(2, (3, -1, 4)).permute(2, 0, 3, 1, 4)
+    return joined(net, q @ k.mT, v)
+
+
 BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "table before": before,
     "table after": after,
@@ -110,11 +123,14 @@ BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "parts of the input": weighted_by_the_input,
     "empty row of tokens": no_class_token,
     "heads in the batch": in_the_batch,
+    "column of ones": padded,
+    "groups of a convolution": grouped,
 }
 
 
 def attention(body: Callable[[Any, Tensor], Tensor]) -> Net:
     held = {"table": parameter(7, 7, 4), "scale": parameter(4), "rows": parameter(3, 4), "norm": nn.LayerNorm(4)}
+    held["mix"] = nn.Conv1d(36, 36, 3, padding=1, groups=9)
     return token_net(body, qkv=nn.Linear(6, 36), proj=nn.Linear(12, 6), **held)
 
 

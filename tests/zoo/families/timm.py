@@ -135,7 +135,7 @@ ATTENTION: dict[str, tuple[str, int, Any]] = {
     "efficientvit_mit": (
         "efficientvit_b0",
         64,
-        {"widths": (4, 8, 16, 16, 32), "depths": (1, 1, 1, 1, 1), "head_widths": (32, 40)},
+        {"widths": (4, 8, 16, 16, 32), "depths": (1, 1, 1, 1, 1), "head_widths": (32, 40), "head_dim": 8},
     ),
     "efficientvit_msra": (
         "efficientvit_m0",
