@@ -121,9 +121,8 @@ class GroupGraph:
         Components come in the order of the names and indices of what they hold, which quantizers do not change.
         """
         found: dict[int, list[int]] = {}
-        ids = set(torch.cat([*self.first.quantizer_ids, torch.zeros(0, dtype=torch.long)]).tolist())
         slots = sorted(self.first.space.slots.values(), key=lambda slot: (slot.name, slot.dim))
-        for position, slot in enumerate(slot for slot in slots if slot.offset not in ids):
+        for position, slot in enumerate(slot for slot in slots if slot.offset not in self._of_quantizers):
             for index in dict.fromkeys(self.component[slot.offset : slot.offset + slot.size].tolist()):
                 if wanted[index]:
                     found.setdefault(index, []).append(position)
@@ -144,20 +143,20 @@ class GroupGraph:
     def groups(self) -> tuple[Group, ...]:
         """Every group that has something to zero: the prunable ones first, in the order of their numbers."""
         members: dict[int, list[Member]] = {}
+        family = self.family.tolist()
         for slot in self.first.space.slots.values():
-            component = self.component[slot.offset : slot.offset + slot.size].numpy()
+            role, component = self.role(slot), self.component[slot.offset : slot.offset + slot.size].numpy()
             order = np.argsort(component, kind="stable")
             bounds = np.flatnonzero(np.diff(component[order])) + 1
             for part in np.split(order, bounds):
                 index = int(component[part[0]])
-                if int(self.family[index]) >= 0:
-                    member = Member(slot.name, slot.dim, tuple(part.tolist()), self.role(slot))
-                    members.setdefault(index, []).append(member)
+                if family[index] >= 0:
+                    members.setdefault(index, []).append(Member(slot.name, slot.dim, tuple(part.tolist()), role))
         ordered = sorted(members, key=lambda i: (int(self.number[i]) < 0, int(self.number[i]), i))
         return tuple(
             Group(
                 position,
-                int(self.family[index]),
+                family[index],
                 tuple(members[index]),
                 None if int(self.number[index]) >= 0 else self.reasons.get(index, "is not zeroed as a whole"),
                 bool(self.inexact[index]),
@@ -169,9 +168,13 @@ class GroupGraph:
         """What happens to the indices of a slot when their group goes."""
         if bool(self.produce[slot.offset : slot.offset + slot.size].any()):
             return "PRODUCE"
-        quantizers = self.first.quantizer_ids
-        owned = any(bool((ids == slot.offset).any()) for ids in quantizers)
-        return "BUFFER" if owned or slot.name not in self.capture.parameters else "CONSUME"
+        owned = slot.offset in self._of_quantizers or slot.name not in self.capture.parameters
+        return "BUFFER" if owned else "CONSUME"
+
+    @cached_property
+    def _of_quantizers(self) -> frozenset[int]:
+        """Ids of parameters of quantizers."""
+        return frozenset(torch.cat([*self.first.quantizer_ids, torch.zeros(0, dtype=torch.long)]).tolist())
 
     def numbers(self, slot: Slot) -> Tensor:
         """Long [size]: prunable group of each index of a slot, -1 where none."""
@@ -205,8 +208,9 @@ class GroupGraph:
             dead: bool [num_prunable].
         """
         keep: dict[tuple[str, int], Tensor] = {}
+        ids = self.dead_ids(dead)
         for key, slot in self.first.space.slots.items():
-            gone = self.dead_ids(dead)[slot.offset : slot.offset + slot.size]
+            gone = ids[slot.offset : slot.offset + slot.size]
             if bool(gone.any()):
                 keep[key] = torch.nonzero(~gone).flatten()
         return keep
