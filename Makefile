@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1); echo $$((n > 4 ? 4 : n)))
-TEST_SECONDS ?= 1800
+TEST_SECONDS ?= 1980
 RUNS ?= runs
 PORT ?= 5000
 ARGS ?=
@@ -32,7 +32,7 @@ setup: $(DEV) ## make .venv with geta and the development tools
 demo: $(RUN) ## compare dense, GETA, DJPQ, qat_only and prune_then_ptq on digits at equal BOPs; prints the table
 	@$(BIN)/geta compare methods=[dense,geta,djpq,qat_only,prune_then_ptq] match=bops task=digits $(ARGS)
 
-test: $(DEV) ## the whole test suite, with the coverage of geta_core
+test: $(DEV) ## the whole test suite, and how much of geta_core its own tests cover
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --session-timeout=$(TEST_SECONDS) \
 	  --cov=geta_core --cov-report=term-missing:skip-covered $(ARGS)
 

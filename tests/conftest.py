@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import gc
 import importlib.util
 import os
 import random
@@ -30,6 +31,9 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
 )
 
+# A traced graph is a million small objects: to look for cycles after every 700 of them takes a tenth of the time.
+gc.set_threshold(50_000, 20, 20)
+
 # The GPU tests also run where only torch and pytest are installed.
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import HealthCheck, settings
@@ -49,7 +53,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what the machine lacks, or make it fail where GETA_REQUIRE names it; leave the long tests out."""
+    """Skip what the machine lacks, or make it fail where GETA_REQUIRE names it; leave the long tests out.
+
+    What covers the engine is its own tests: to trace the others would take a third of their time once more.
+    """
     try:
         required = parts.required()
         for item in items:
@@ -63,6 +70,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     item.add_marker(pytest.mark.skip(reason=reason))  # it fails instead if GETA_REQUIRE names it
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+    for item in items:
+        if not item.path.is_relative_to(ROOT / "tests" / "geta_core"):
+            item.add_marker("no_cover")
     if not config.getoption("--long"):
         long = [item for item in items if item.get_closest_marker("long")]
         if long:

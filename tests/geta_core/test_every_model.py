@@ -33,13 +33,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "W": {"weight_bits": (4, 8)},
     "WA": {"weight_bits": (4, 8), "activation_bits": (4, 8)},
 }
+DEEP = ("resnet56", "resnet50", "densenet_bc", "mobilenetv2")
+"""Of these only one kind runs without --long: the one with every quantizer."""
 PRUNINGS = 3
 EXACT, SINGLE = 1e-10, 1e-5
 
 
-def _models() -> list[Any]:
-    others = [name for name in available() if name not in ALWAYS]
-    return [*ALWAYS, *(pytest.param(name, marks=pytest.mark.long) for name in others)]
+def _cases() -> list[Any]:
+    def long(name: str, kind: str) -> bool:
+        return name not in ALWAYS or (name in DEEP and kind != "WA")
+
+    pairs = [
+        (name, kind) for name in (*ALWAYS, *(other for other in available() if other not in ALWAYS)) for kind in KINDS
+    ]
+    return [pytest.param(*pair, marks=[pytest.mark.long] if long(*pair) else []) for pair in pairs]
 
 
 def _randomized(name: str) -> nn.Module:
@@ -109,8 +116,7 @@ def _check_life(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     assert not any(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", _models())
+@pytest.mark.parametrize(("name", "kind"), _cases())
 def test_slimmed_equals_zeroed(name: str, kind: str) -> None:
     model = _randomized(name)
     names = {name for name, _ in model.named_parameters()}
@@ -137,8 +143,7 @@ def _at_whole_bits(prepared: geta.Prepared) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", _models())
+@pytest.mark.parametrize(("name", "kind"), _cases())
 def test_equality_in_float64_counted_here(name: str, kind: str) -> None:
     """The same in float64 from the start, compared by the test itself in both modes and for two batch sizes."""
     model = _randomized(name).double()

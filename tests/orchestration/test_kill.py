@@ -1,6 +1,6 @@
 """A run that is killed at any time, also while it writes a checkpoint, ends with the same bits as one that is not.
 
-Real processes, SIGKILL. GETA_KILLS sets how many of each kind are tried (5 and 2 by default).
+Real processes, SIGKILL. GETA_KILLS sets how many of each kind are tried (3 and 1 by default).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pytest
 from orchestration.files import PARTIAL
 from tests.orchestration.small import differences, outcome, start, write_resolved
 
-KILLS = int(os.environ.get("GETA_KILLS", "5"))
-KILLS_IN_WRITE = max(KILLS // 4, 2) if KILLS <= 5 else 5
+KILLS = int(os.environ.get("GETA_KILLS", "3"))
+KILLS_IN_WRITE = min(max(KILLS // 3, 1), 5)
 LIMIT = 240.0
 """Seconds that one run may take on a loaded machine."""
 

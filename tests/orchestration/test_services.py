@@ -150,7 +150,9 @@ def run_psql(program: str, arguments: list[str], passfile: str) -> int:
 
 @pytest.mark.needs("postgresql")
 @pytest.mark.parametrize("number", range(KILLS))
-@pytest.mark.parametrize("victim", ["PostgreSQL", "MLflow", "both"])
+@pytest.mark.parametrize(
+    "victim", [*(pytest.param(one, marks=pytest.mark.long) for one in ("PostgreSQL", "MLflow")), "both"]
+)
 def test_killed_at_a_drawn_time_nothing_is_lost_or_doubled(
     team: list[str], folder: Path, victim: str, number: int
 ) -> None:
