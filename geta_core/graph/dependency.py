@@ -47,8 +47,8 @@ class Dependencies:
         self.capture, self.heads, self.prune_normalized = capture, heads, prune_normalized
         self.whole: set[fx.Node | tuple[fx.Node, frozenset[int]]] = set()
         """Contractions, and other operations by their letters, in which heads that share a parameter stay whole."""
-        self._joint: set[fx.Node] = set()
-        """Operations in which the rows of a flattened block cannot go one by one."""
+        self.joint: set[fx.Node] = set()
+        """Operations in which the rows of a block cannot go one by one."""
         self._start()
 
     def _start(self) -> None:
@@ -74,8 +74,8 @@ class Dependencies:
         """Contractions of blocks by what their rows share: the layer, its narrowed form, and the message of the tie."""
         self._shared: list[tuple[fx.Node, Tensor, Tensor]] = []
         """What faces a block element by element, the same for each of its rows: node, block, and the layer of rows."""
-        self._parted: list[tuple[fx.Node, Tensor]] = []
-        """Where what the rows of a flattened block share was pinned so that they go one by one, and the rows."""
+        self.parted: list[tuple[fx.Node, Tensor]] = []
+        """Where what the rows of a block share was pinned so that they go one by one, and the rows."""
 
     def layers(self, value: Any) -> Layers:
         """Layers of an argument; () for numbers and untracked values."""
@@ -125,14 +125,14 @@ class Dependencies:
 
     def _joins(self) -> bool:
         """Find rows that are one component or must stay: pinning what they share gains nothing there."""
-        if not self._parted:
+        if not self.parted:
             return False
         count, component = self.space.components()
         stays = torch.zeros(count, dtype=torch.bool)
         for ids, _ in self.space.pins:
             stays[component[ids]] = True
-        parts = ((node, component[rows].unique()) for node, rows in self._parted)
-        self._joint |= (found := {node for node, rows in parts if len(rows) == 1 or bool(stays[rows].all())})
+        parts = ((node, component[rows].unique()) for node, rows in self.parted)
+        self.joint |= (found := {node for node, rows in parts if len(rows) == 1 or bool(stays[rows].all())})
         return bool(found)
 
     def _whole_heads(self) -> set[fx.Node | tuple[fx.Node, frozenset[int]]]:
@@ -367,13 +367,13 @@ class Dependencies:
         Such an index has two labels and would go with either, which would leave one group of all heads. It matters only
         where the index meets a label of another operand: until then both go on, and may be parted by a view.
         """
-        for i, layers in enumerate(spread if node not in self._joint else ()):
+        for i, layers in enumerate(spread if node not in self.joint else ()):
             met = {dim for other in (*spread[:i], *spread[i + 1 :]) for layer in other for dim in varying(layer)}
             for rows, shared in itertools.permutations(list(layers), 2):
                 fixed = any(map(self.space.is_constant, (rows, shared)))
                 if varying(rows) & met and not fixed and are_rows(rows, shared):
                     self.pin(node, shared, "is shared by several heads")
-                    self._parted.append((node, rows))
+                    self.parted.append((node, rows))
                     layers[:] = [layer for layer in layers if layer is not shared]
 
     def _tie_within(self, layers: Sequence[Tensor], met: frozenset[int]) -> None:

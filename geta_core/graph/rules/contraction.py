@@ -164,7 +164,7 @@ def _conv_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     ]
     depthwise = groups > 1 and x_operand.shape[1] == 1 and out_shape[1] == 1 and in_shape[0] * out_shape[0] >= groups
     if groups > 1 and not depthwise:
-        narrowed = _whole_groups if node in ctx.whole else _equal_groups
+        narrowed = _whole_groups if node in ctx.whole and node not in ctx.joint else _equal_groups
         operands = [narrowed(ctx, node, operand) for operand in operands]
     found = ctx.combine(node, operands, (0, 2))
     total = sizes[1] * groups if transposed else sizes[0]
@@ -187,7 +187,7 @@ def _equal_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand
         ctx.passed += [layer[layer >= 0] for layer in operand.layers]
     layers, shape = [], operand.shape if made else (1, operand.shape[1])
     for layer in operand.layers:
-        if ctx.heads == "head" and len(varying(layer)) > 1:
+        if ctx.heads == "head" and len(varying(layer)) > 1 and node not in ctx.joint:
             first = layer.narrow(0, 0, 1)
             ctx.left_open.append((node, layer, first, message))
             layers.append(layer if made else first)
@@ -197,11 +197,15 @@ def _equal_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand
 
 
 def _whole_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand:
-    """The groups of a convolution of heads go with the heads; what each reads and makes inside stays."""
+    """The groups of a convolution of heads go with the heads; what each reads and makes inside stays.
+
+    Where the heads have to stay, this is taken back: the same index may still go from each of them.
+    """
     layers = []
     for layer in operand.layers:
         if 0 in varying(layer):
             layers.append(ctx.space.tie_across(layer, (1,), f"shares a group with others, at {where(node)}"))
+            ctx.parted.append((node, layers[-1]))
         else:
             ctx.pin(node, layer, "is shared by several heads")
     return Operand(tuple(layers), operand.letters, operand.shape, operand.data)

@@ -155,6 +155,25 @@ def test_every_head_can_go_whole(name: str) -> None:
     assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
 
 
+def test_heads_of_a_grouped_convolution_that_reads_what_must_stay_lose_the_same_index_each() -> None:
+    """They could only go with the channels that their groups read, which a norm reduces."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        y = net.norm(x).mT
+        q, k, v = (part(y).mT.unflatten(2, (3, -1)).transpose(1, 2) for part in (net.q, net.k, net.v))
+        return joined(net, q @ k.mT, v)
+
+    parts = {name: nn.Conv1d(6, 12, 1, groups=3) for name in "qkv"}
+    prepared = prepared64(token_net(body, norm=nn.LayerNorm(6), proj=nn.Linear(12, 6), **parts), tokens())
+    assert heads(prepared) == [(0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7, 11)]
+    assert len(prunable(prepared, "q.weight")) == 4
+    prepared.zero_(choose(prepared, 1))
+    compressed = geta.finish(prepared)
+    assert {("q.weight", 0), ("proj.weight", 1)} <= compressed.keep.keys()
+    x = double(tokens())
+    assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
+
+
 FACING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mul": torch.mul, "add": torch.add, "atan2": torch.atan2}
 
 
