@@ -24,7 +24,6 @@ from geta_core.graph.labels import (
     are_rows,
     facing,
     from_letters,
-    is_whole,
     narrowed,
     outermost,
     tidy,
@@ -33,6 +32,7 @@ from geta_core.graph.labels import (
 )
 from geta_core.graph.rules.base import Value, is_factory, lookup, rule_for
 from geta_core.graph.sizes import shape_of
+from geta_core.graph.wholes import Block, rows_that_stay, whole_facing, whole_rows
 
 if TYPE_CHECKING:
     from geta_core.graph.streams import Mean, Meeting
@@ -72,8 +72,10 @@ class Dependencies:
         """The value that a view shows a part or another shape of."""
         self.left_open: list[tuple[fx.Node, Tensor, Tensor, str]] = []
         """Contractions of blocks by what their rows share: the layer, its narrowed form, and the message of the tie."""
-        self._shared: list[tuple[fx.Node, Tensor, Tensor]] = []
+        self._shared: list[Block] = []
         """What faces a block element by element, the same for each of its rows: node, block, and the layer of rows."""
+        self.grouped: list[Block] = []
+        """Grouped convolutions of which it is open whether they read heads: what the groups read, and the first."""
         self.parted: list[tuple[fx.Node, Tensor]] = []
         """Where what the rows of a block share was pinned so that they go one by one, and the rows."""
 
@@ -110,41 +112,29 @@ class Dependencies:
         while True:
             self._start()
             self._visit_all()
-            if self._joins():
-                continue
-            whole = self._whole_heads()
-            if not whole and self._shared:
-                while self._shared:
-                    self._face(*self._shared.pop(0))
-                whole = self._whole_heads()  # what faces a head may have made it a whole
-            if not whole:
+            if not self._decided():
                 break
-            self.whole |= whole
         for _, layer, narrow, message in self.left_open:
             self.space.tie(layer, narrow, message)
 
-    def _joins(self) -> bool:
-        """Find rows that are one component or must stay: pinning what they share gains nothing there."""
-        if not self.parted:
-            return False
-        count, component = self.space.components()
-        stays = torch.zeros(count, dtype=torch.bool)
-        for ids, _ in self.space.pins:
-            stays[component[ids]] = True
-        parts = ((node, component[rows].unique()) for node, rows in self.parted)
-        self.joint |= (found := {node for node, rows in parts if len(rows) == 1 or bool(stays[rows].all())})
-        return bool(found)
-
-    def _whole_heads(self) -> set[fx.Node | tuple[fx.Node, frozenset[int]]]:
-        found: set[fx.Node | tuple[fx.Node, frozenset[int]]] = set()
-        if self.heads != "head" or not (self.left_open or self._shared):
-            return found
-        _, component = self.space.components()
-        found.update(node for node, layer, narrow, _ in self.left_open if is_whole(component, layer, narrow))
-        for node, block, shared in self._shared:
-            if is_whole(component, block, narrowed(block, varying(block) - varying(shared))):
-                found.add((node, varying(shared)))
-        return found
+    def _decided(self) -> bool:
+        """Decide what the ties of this pass make whole, one kind of question at a time; whether anything is new."""
+        joint, whole = rows_that_stay(self.space, self.parted), set[Any]()
+        if self.heads == "head" and not joint:
+            opened = [(node, layer, narrow) for node, layer, narrow, _ in self.left_open]
+            whole = whole_rows(self.space, opened) | whole_facing(self.space, self._shared)
+            if not whole and self._shared:
+                while self._shared:
+                    self._face(*self._shared.pop(0))
+                whole = whole_rows(self.space, opened)  # what faces a head may have made it a whole
+            if not whole:
+                whole = whole_rows(self.space, self.grouped)
+                joint = set() if whole else {node for node, _, _ in self.grouped}
+                # What was decided while their groups made different channels is asked again.
+                self.whole = set() if joint else self.whole
+        self.joint |= joint
+        self.whole |= whole
+        return bool(joint or whole)
 
     def _visit_all(self) -> None:
         for node in self.capture.graph.nodes:

@@ -164,8 +164,7 @@ def _conv_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     ]
     depthwise = groups > 1 and x_operand.shape[1] == 1 and out_shape[1] == 1 and in_shape[0] * out_shape[0] >= groups
     if groups > 1 and not depthwise:
-        narrowed = _whole_groups if node in ctx.whole and node not in ctx.joint else _equal_groups
-        operands = [narrowed(ctx, node, operand) for operand in operands]
+        operands = _by_groups(ctx, node, operands)
     found = ctx.combine(node, operands, (0, 2))
     total = sizes[1] * groups if transposed else sizes[0]
     shape = [1] * len(shape_of(node))
@@ -176,36 +175,44 @@ def _conv_labels(ctx: Dependencies, node: fx.Node) -> Layers:
     return tidy((*rows_of_x, *_plus_labels(ctx, node, tidy(layers), bias, channel)))
 
 
-def _equal_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand:
-    """Every group of a grouped convolution keeps the same number of channels: the same index goes from each.
+def _by_groups(ctx: Dependencies, node: fx.Node, operands: list[Operand]) -> list[Operand]:
+    """How the groups of a convolution lose channels: whole, if it reads heads, or each of them the same.
 
-    The ties from group to group are left open first: channels may turn out to be heads, one or several groups each.
+    Until a pass has shown that it reads heads, its groups make different channels; if it does not, the next pass ties
+    them from the start.
     """
-    message, made = f"must leave equal groups, at {where(node)}", operand.letters == (0, 2)
-    if not operand.data and made and node in ctx.capture.data:
-        # A layer that is narrowed to one group here: the rows of the others reach the result as well.
-        ctx.passed += [layer[layer >= 0] for layer in operand.layers]
-    layers, shape = [], operand.shape if made else (1, operand.shape[1])
-    for layer in operand.layers:
-        if ctx.heads == "head" and len(varying(layer)) > 1 and node not in ctx.joint:
-            first = layer.narrow(0, 0, 1)
-            ctx.left_open.append((node, layer, first, message))
-            layers.append(layer if made else first)
-        else:
-            layers.append(ctx.space.tie_across(layer, (0,), message))
-    return Operand(tuple(layers), operand.letters, shape, operand.data)
+    if node in ctx.joint:
+        return [_equal_groups(ctx, node, operand) for operand in operands]
+    if node in ctx.whole:
+        return [_whole_groups(ctx, node, operand, read=operand is operands[0]) for operand in operands]
+    blocks = [layer for layer in operands[0].layers if len(varying(layer)) > 1]
+    if ctx.heads != "head" or not blocks:
+        return [_equal_groups(ctx, node, operand) for operand in operands]
+    ctx.grouped += [(node, block, block.narrow(0, 0, 1)) for block in blocks]
+    return [operand for operand in operands if operand.letters == (0, 2)]
 
 
-def _whole_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand:
-    """The groups of a convolution of heads go with the heads; what each reads and makes inside stays.
+def _equal_groups(ctx: Dependencies, node: fx.Node, operand: Operand) -> Operand:
+    """Every group of a grouped convolution keeps the same number of channels: the same index goes from each."""
+    message = f"must leave equal groups, at {where(node)}"
+    if not operand.data and node in ctx.capture.data:
+        # The ties below narrow the layers to one group; the rows of the others reach the result as well.
+        ctx.passed += [layer[layer >= 0] for layer in operand.layers if operand.letters == (0, 2)]
+    layers = tuple(ctx.space.tie_across(layer, (0,), message) for layer in operand.layers)
+    return Operand(layers, operand.letters, (1, operand.shape[1]), operand.data)
 
-    Where the heads have to stay, this is taken back: the same index may still go from each of them.
+
+def _whole_groups(ctx: Dependencies, node: fx.Node, operand: Operand, *, read: bool) -> Operand:
+    """The groups of a convolution that reads heads go with them; what each reads and makes inside stays.
+
+    Where the heads have to stay, this is taken back: the same index may still go from what each group makes.
     """
     layers = []
     for layer in operand.layers:
         if 0 in varying(layer):
             layers.append(ctx.space.tie_across(layer, (1,), f"shares a group with others, at {where(node)}"))
-            ctx.parted.append((node, layers[-1]))
+            if read:
+                ctx.parted.append((node, layers[-1]))
         else:
             ctx.pin(node, layer, "is shared by several heads")
     return Operand(tuple(layers), operand.letters, operand.shape, operand.data)

@@ -108,9 +108,12 @@ def padded(net: Any, x: Tensor) -> Tensor:
 
 
 def grouped(net: Any, x: Tensor) -> Tensor:
-    """Queries, keys and values of each head are groups of one convolution, so that both its sides go by heads."""
-    q, k, v = net.mix(net.qkv(x).mT).mT.unflatten(2, (3, -1, 4)).permute(2, 0, 3, 1, 4)
-    return joined(net, q @ k.mT, v)
+    """Queries, keys and values of each head, and three groups of a convolution that make more of them."""
+    plain = net.qkv(x)
+    q, k, v, *more = (
+        each for part in (plain, net.mix(plain.mT).mT) for each in part.unflatten(2, (3, -1, 4)).permute(2, 0, 3, 1, 4)
+    )
+    return joined(net, q @ k.mT, v) + joined(net, more[0] @ more[1].mT, more[2])
 
 
 BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -155,21 +158,27 @@ def test_every_head_can_go_whole(name: str) -> None:
     assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
 
 
-def test_heads_of_a_grouped_convolution_that_reads_what_must_stay_lose_the_same_index_each() -> None:
-    """They could only go with the channels that their groups read, which a norm reduces."""
+def beside(net: Any, x: Tensor) -> Tensor:
+    """The heads that a grouped convolution makes of channels that a norm reduces."""
+    q, k, v = (part(x.mT).mT.unflatten(2, (3, -1)).transpose(1, 2) for part in (net.q, net.k, net.v))
+    return joined(net, q @ k.mT, v)
 
-    def body(net: Any, x: Tensor) -> Tensor:
-        y = net.norm(x).mT
-        q, k, v = (part(y).mT.unflatten(2, (3, -1)).transpose(1, 2) for part in (net.q, net.k, net.v))
-        return joined(net, q @ k.mT, v)
 
-    parts = {name: nn.Conv1d(6, 12, 1, groups=3) for name in "qkv"}
-    prepared = prepared64(token_net(body, norm=nn.LayerNorm(6), proj=nn.Linear(12, 6), **parts), tokens())
+def reduced(net: Any, x: Tensor) -> Tensor:
+    """The same of heads that a norm reduces over all of them: they could only go with their group."""
+    q, k, v = net.mix(net.norm(net.qkv(x)).mT).mT.unflatten(2, (3, 3, -1)).permute(2, 0, 3, 1, 4)
+    return joined(net, q @ k.mT, v)
+
+
+@pytest.mark.parametrize("body", [beside, reduced])
+def test_heads_of_a_grouped_convolution_that_reads_no_heads_lose_the_same_index_each(body: Any) -> None:
+    parts: dict[str, Any] = {name: nn.Conv1d(6, 12, 1, groups=3) for name in "qkv"}
+    parts |= {"qkv": nn.Linear(6, 36), "norm": nn.LayerNorm(36), "mix": nn.Conv1d(36, 36, 1, groups=9)}
+    prepared = prepared64(token_net(body, proj=nn.Linear(12, 6), **parts), tokens())
     assert heads(prepared) == [(0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7, 11)]
-    assert len(prunable(prepared, "q.weight")) == 4
     prepared.zero_(choose(prepared, 1))
     compressed = geta.finish(prepared)
-    assert {("q.weight", 0), ("proj.weight", 1)} <= compressed.keep.keys()
+    assert {("q.weight" if body is beside else "mix.weight", 0), ("proj.weight", 1)} <= compressed.keep.keys()
     x = double(tokens())
     assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
 
