@@ -164,21 +164,33 @@ def beside(net: Any, x: Tensor) -> Tensor:
     return joined(net, q @ k.mT, v)
 
 
+def beside_a_table(net: Any, x: Tensor) -> Tensor:
+    """And a table of relative positions, which loses the index, too."""
+    q, k, v = (part(x.mT).mT.unflatten(2, (3, -1)).transpose(1, 2) for part in (net.q, net.k, net.v))
+    return joined(net, q @ k.mT + torch.einsum("nhqd,qkd->nhqk", q, net.table), v)
+
+
 def reduced(net: Any, x: Tensor) -> Tensor:
     """The same of heads that a norm reduces over all of them: they could only go with their group."""
     q, k, v = net.mix(net.norm(net.qkv(x)).mT).mT.unflatten(2, (3, 3, -1)).permute(2, 0, 3, 1, 4)
     return joined(net, q @ k.mT, v)
 
 
-@pytest.mark.parametrize("body", [beside, reduced])
+@pytest.mark.parametrize("body", [beside, beside_a_table, reduced])
 def test_heads_of_a_grouped_convolution_that_reads_no_heads_lose_the_same_index_each(body: Any) -> None:
     parts: dict[str, Any] = {name: nn.Conv1d(6, 12, 1, groups=3) for name in "qkv"}
-    parts |= {"qkv": nn.Linear(6, 36), "norm": nn.LayerNorm(36), "mix": nn.Conv1d(36, 36, 1, groups=9)}
+    parts |= {
+        "table": parameter(7, 7, 4),
+        "qkv": nn.Linear(6, 36),
+        "norm": nn.LayerNorm(36),
+        "mix": nn.Conv1d(36, 36, 1, groups=9),
+    }
     prepared = prepared64(token_net(body, proj=nn.Linear(12, 6), **parts), tokens())
     assert heads(prepared) == [(0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7, 11)]
     prepared.zero_(choose(prepared, 1))
     compressed = geta.finish(prepared)
-    assert {("q.weight" if body is beside else "mix.weight", 0), ("proj.weight", 1)} <= compressed.keep.keys()
+    assert {("mix.weight" if body is reduced else "q.weight", 0), ("proj.weight", 1)} <= compressed.keep.keys()
+    assert (("table", 2) in compressed.keep) == (body is beside_a_table)
     x = double(tokens())
     assert gap(run(prepared.model, x), run(compressed.model, x)) <= 1e-10
 
