@@ -11,6 +11,7 @@ from tests.zoo.families import every
 SAMPLE = (
     "case/conv3d",
     "case/convtranspose_instancenorm_skip",
+    "case/enlarged",
     "case/gru",
     "case/lstm",
     "case/pixel_shuffle",
@@ -53,7 +54,7 @@ def test_family(name: str) -> None:
     assert 0 < verdict.removed < verdict.groups
 
 
-QUICK = 10.0
+QUICK = 15.0
 """Seconds of CPU time; what only slower families use is left to `make zoo` and to the tests of the rules."""
 
 

@@ -231,6 +231,17 @@ def pixel_shuffles() -> nn.Module:
     )
 
 
+def enlarged() -> nn.Module:
+    """Coarse features, enlarged by bicubic interpolation, beside the fine ones."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        fine = torch.relu(net.fine(x))
+        coarse = torch.relu(net.coarse(F.avg_pool2d(fine, 2)))
+        return torch.relu(net.join(torch.concatenate([F.interpolate(coarse, scale_factor=2, mode="bicubic"), fine], 1)))
+
+    return image_net(body, out=8, fine=conv(6, 8), coarse=conv(8, 12), join=conv(20, 8))
+
+
 def unfolded_patches() -> nn.Module:
     """A convolution written as unfold and a matrix product, folded back."""
 
@@ -328,6 +339,7 @@ IMAGES: dict[str, Build] = {
     "weight_share_scales": shared_head,
     "tiny_unet": tiny_unet,
     "pixel_shuffle": pixel_shuffles,
+    "enlarged": enlarged,
     "unfold": unfolded_patches,
     "in_place": in_place,
     "reparameterized": parallel_sum,
