@@ -20,12 +20,12 @@ from orchestration.console import table
 from orchestration.progress import describe, open_progress
 from orchestration.records import code_state, environment
 from orchestration.result import RunResult
-from orchestration.services.processes import free_port
 from orchestration.tracking.base import Line
 from orchestration.tracking.store import open_store
 from orchestration.tracking.views import set_view, view_address
 from sweeps.cli import COMMANDS, main
 from tests.orchestration.small import small
+from tests.ports import own_port
 
 GETA = [sys.executable, "-m", "sweeps.cli"]
 START_SECONDS = 0.5
@@ -181,7 +181,7 @@ def test_the_pages_open_and_close(tmp_path: Path) -> None:
     client, experiment = open_store(f"sqlite:///{tmp_path / 'mlflow.db'}", "shown")
     set_view(client, experiment)
     set_view(client, experiment)
-    port = free_port(5600)
+    port = own_port(5600)
     log = (tmp_path / "log").open("wb")
     command = [*GETA, "ui", str(tmp_path), "--port", str(port), "--no-browser"]
     process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)

@@ -15,11 +15,12 @@ import pytest
 
 from orchestration.cli_sync import main as sync
 from orchestration.pictures import draw
-from orchestration.services.processes import answers, free_port
+from orchestration.services.processes import answers
 from orchestration.tracking.jsonl import Journal
 from orchestration.tracking.views import BARS, COLUMNS, view_address
 from tests.orchestration.tracked import TAGS, copies, write_result, write_run
 from tests.orchestration.watched import Watched, outside
+from tests.ports import own_port
 
 pytestmark = [pytest.mark.needs("chromium", "proc"), pytest.mark.timeout(280)]
 
@@ -51,7 +52,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
     ):  # fmt: skip
         write_one(runs / name, method, accuracy)
     assert sync([str(runs)]) == 0
-    port = free_port(5950)
+    port = own_port(5950)
     command = [sys.executable, "-m", "sweeps.cli", "ui", str(runs), "--port", str(port), "--no-browser"]
     server = Watched(command, runs / "ui.log", {}, ROOT)
     try:

@@ -25,6 +25,7 @@ from orchestration.services.processes import HOST, Background, end_group, free_p
 from orchestration.services.settings import ServicesSettings, read_settings
 from orchestration.tracking.intent import RECEIPT
 from tests.orchestration.tracked import copies, history, start_tracking, written
+from tests.ports import own_port
 
 LOOPBACK = {"127.0.0.1", "::1"}
 KILLS = int(os.environ.get("GETA_KILLS_OF_SERVERS", "1"))
@@ -49,7 +50,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def team(folder: Path) -> Iterator[list[str]]:
     """Arguments of services that are up."""
-    first = free_port(5800)
+    first = own_port(5800)
     arguments = [
         f"services.folder={folder / 'team'}", f"services.postgres_port={first}",
         f"services.mlflow_port={free_port(first + 1)}", "services.workers=1",
@@ -202,7 +203,7 @@ def kill(settings: ServicesSettings, victim: str) -> None:
 
 @pytest.mark.needs("postgresql")
 def test_down_ends_everything_and_up_finds_the_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = free_port(5850)
+    first = own_port(5850)
     password = folder / "own-password"
     password.write_text("a:b\\c d\n")
     password.chmod(0o600)
@@ -248,7 +249,7 @@ def test_ports_and_passwords_that_do_not_do(folder: Path, capsys: pytest.Capture
         password.write_text(text)
         password.chmod(mode)
         shutil.rmtree(place, ignore_errors=True)
-        arguments = [f"services.folder={place}", f"services.postgres_port={free_port(5900)}"]
+        arguments = [f"services.folder={place}", f"services.postgres_port={own_port(5900)}"]
         assert main(["up", *arguments, f"services.password_file={password}"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line

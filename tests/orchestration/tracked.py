@@ -18,11 +18,12 @@ from typing import Any
 from orchestration.files import write_json
 from orchestration.owner import owned
 from orchestration.result import RunResult
-from orchestration.services.processes import SERVER, free_port, mlflow_command, wait_for
+from orchestration.services.processes import SERVER, mlflow_command, wait_for
 from orchestration.tracking.base import Line, TrackerSettings
 from orchestration.tracking.intent import INTENT, Intent
 from orchestration.tracking.jsonl import Journal
 from orchestration.tracking.mlflow import MlflowTracker
+from tests.ports import own_port
 
 TAGS = {"geta.method": "geta", "geta.model": "digits_cnn", "geta.task": "digits", "geta.digest": "0" * 12}
 
@@ -90,7 +91,7 @@ class Server:
     """MLflow's real server over a SQLite file, which can be killed and started again on the same port."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, free_port(5700)
+        self._folder, self._port = folder, own_port(5700)
         self.uri = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -14,9 +14,9 @@ from unittest import mock
 import psutil
 
 from orchestration.services.postgres import Postgres
-from orchestration.services.processes import free_port
 from orchestration.services.settings import read_settings
 from sweeps.studies.attempts import Attempts
+from tests.ports import own_port
 from tests.sweeps.killing import SHORT, Coordinator, Workers, check, kill_some_worker
 
 
@@ -31,7 +31,7 @@ def forty_runs_and_twenty_one_kills(launcher: Sequence[str], workers: Workers, p
     place = Path(tempfile.mkdtemp(prefix="geta-study-"))
     place.chmod(0o755)  # PostgreSQL's own user must enter it
     settings = read_settings(
-        [f"services.folder={place / 'db'}", f"services.postgres_port={free_port(5700)}", "services.database=optuna"],
+        [f"services.folder={place / 'db'}", f"services.postgres_port={own_port(5700)}", "services.database=optuna"],
         None,
     )
     postgres, folder = Postgres(settings), place / "study"

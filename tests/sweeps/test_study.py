@@ -18,7 +18,6 @@ import pytest
 import sweeps
 from geta_core.errors import ConfigError, GetaError
 from orchestration.owner import owned
-from orchestration.services.processes import free_port
 from orchestration.signals import StoppedError, StopRequest
 from orchestration.tracking.jsonl import JOURNAL, Journal
 from sweeps.cli_sweep import main
@@ -26,6 +25,7 @@ from sweeps.studies.attempts import Attempt, Attempts, End
 from sweeps.studies.settings import SweepSettings
 from sweeps.studies.space import grid, ticks
 from sweeps.studies.study import Study, StudyTrial
+from tests.ports import own_port
 from tests.sweeps.noop import NoopPool, coordinate, ledger, make
 
 SPACE = {"method.sparsity": {"low": 0.2, "high": 0.8}, "optimizer.lr": {"low": 0.01, "high": 1.0, "log": True}}
@@ -334,7 +334,7 @@ def test_status_says_how_far_it_is(tmp_runs: Path, capsys: pytest.CaptureFixture
 def test_the_dashboard_reads_the_storage(tmp_path: Path) -> None:
     study = make(tmp_path / "s", trials=3, objective="accuracy", max_bops=0.5)
     coordinate(study)
-    port = free_port(8300)
+    port = own_port(8300)
     command = [sys.executable, "-m", "optuna_dashboard", f"sqlite:///{study.folder / 'study.db'}", "--port", str(port)]
     program = Path(sys.executable).with_name("optuna-dashboard")
     server = subprocess.Popen([str(program), *command[3:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
