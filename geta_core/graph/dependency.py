@@ -120,15 +120,17 @@ class Dependencies:
     def _decided(self) -> bool:
         """Decide what the ties of this pass make whole, one kind of question at a time; whether anything is new."""
         joint, whole = rows_that_stay(self.space, self.parted), set[Any]()
-        if self.heads == "head" and not joint:
+        if self.heads == "head" and not joint and (self.left_open or self._shared or self.grouped):
+            _, component = self.space.components()
             opened = [(node, layer, narrow) for node, layer, narrow, _ in self.left_open]
-            whole = whole_rows(self.space, opened) | whole_facing(self.space, self._shared)
+            whole = whole_rows(component, opened) | whole_facing(component, self._shared)
             if not whole and self._shared:
                 while self._shared:
                     self._face(*self._shared.pop(0))
-                whole = whole_rows(self.space, opened)  # what faces a head may have made it a whole
+                _, component = self.space.components()
+                whole = whole_rows(component, opened)  # what faces a head may have made it a whole
             if not whole:
-                whole = whole_rows(self.space, self.grouped)
+                whole = whole_rows(component, self.grouped)
                 joint = set() if whole else {node for node, _, _ in self.grouped}
                 # What was decided while their groups made different channels is asked again.
                 self.whole = set() if joint else self.whole

@@ -24,16 +24,13 @@ def rows_that_stay(space: Space, parted: Sequence[tuple[fx.Node, Tensor]]) -> se
     return {node for node, rows in parts if len(rows) == 1 or bool(stays[rows].all())}
 
 
-def whole_rows(space: Space, blocks: Iterable[Block]) -> set[fx.Node]:
+def whole_rows(component: Tensor, blocks: Iterable[Block]) -> set[fx.Node]:
     """Operations with a block of which each row is one component; a block comes with its first row."""
-    blocks = list(blocks)
-    _, component = space.components() if blocks else (0, torch.zeros(0))
     return {node for node, block, first in blocks if is_whole(component, block, first)}
 
 
-def whole_facing(space: Space, shared: Sequence[Block]) -> set[tuple[fx.Node, frozenset[int]]]:
+def whole_facing(component: Tensor, shared: Iterable[Block]) -> set[tuple[fx.Node, frozenset[int]]]:
     """The same of blocks that face something shared element by element; with the dimensions of what is shared."""
-    _, component = space.components() if shared else (0, torch.zeros(0))
     return {
         (node, varying(face))
         for node, block, face in shared

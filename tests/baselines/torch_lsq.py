@@ -72,9 +72,7 @@ class LibrarySteps:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError(
-            "these runs are never interrupted"
-        )  # a check of the library keeps no state of its own
+        raise NotImplementedError("these runs are never interrupted")  # a check of the library keeps no state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import pytest
 from tests.structure.sources import ROOT, sources
 
 # The names by which a test could be left out: this file finds their uses.
-SKIPS = {"skip", "skipif", "importorskip", "SkipTest", "xfail"}
+SKIPS = {"skip", "skipif", "importorskip", "SkipTest", "xfail"}  # looked for, none is used here
 
 
 def test_skips_go_through_the_needs_marker() -> None:
